@@ -1,0 +1,1 @@
+"""The tests of vipscope, and the laboratory that they run in."""
