@@ -1,0 +1,1 @@
+"""One file per subsystem, and the explicit tuple of all of them."""

@@ -1,0 +1,113 @@
+"""How many rules a new connection's first packet is checked against before its Service's own match.
+
+The packet is one that a pod sends to a Service: it enters at the prerouting hook and passes the base
+chains there in order of priority, until a rule of KUBE-SERVICES (mode iptables) or the lookup in
+`service-ips` (mode nftables) takes it. Jumps that every such packet follows are followed, so another
+owner's chain ahead of kube-proxy's counts with all its rules; a jump under a condition of its own
+(an address, an interface) counts as the one rule that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vipscope.dataplane.naming import service_of
+
+SERVICES_CHAIN = "KUBE-SERVICES"
+SERVICES_MAP = "service-ips"
+MOST_RULES = 2_000_000
+"""Where the walk gives up: chains that fan out into each other can be walked for ever."""
+
+Verdict = Literal["", "accept", "drop", "return"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What of a rule decides a first packet's way."""
+
+    target: str = ""
+    """The chain that it jumps or goes to."""
+    goto: bool = False
+    """Whether evaluation does not come back from the target."""
+    verdict: Verdict = ""
+    """Its final verdict, when it ends the chain or the hook."""
+    always: bool = False
+    """Whether every new connection's first packet meets its conditions."""
+    lookup: str = ""
+    """The named verdict map that it looks the packet up in."""
+
+
+Chain = tuple[str, str]
+"""(table, chain)."""
+
+
+class _Taken(Exception):
+    """The walk is over: the packet was taken by its Service, or by a rule that spares it none."""
+
+
+def service_depths(
+    base_chains: Iterable[Chain],
+    rules: Callable[[Chain], Sequence[Rule]],
+    map_size: Callable[[str, str], int],
+) -> tuple[int, ...]:
+    """Depth of each Service port, ascending; empty when no packet reaches a Service.
+
+    `base_chains` are those of one family's prerouting hook in order of priority, `rules` gives a
+    chain's rules in order, `map_size` the elements of a named map (table, name).
+    """
+    walk = _Walk(rules, map_size)
+    try:
+        for chain in base_chains:
+            walk.enter(chain, ())
+    except _Taken:
+        pass
+    return tuple(walk.depths)
+
+
+class _Walk:
+    def __init__(
+        self,
+        rules: Callable[[Chain], Sequence[Rule]],
+        map_size: Callable[[str, str], int],
+    ) -> None:
+        self._rules = rules
+        self._map_size = map_size
+        self._checked = 0
+        self.depths: list[int] = []
+
+    def enter(self, chain: Chain, above: tuple[Chain, ...]) -> bool:
+        """Walk a chain. True: go on in the caller; False: the hook is over for this packet."""
+        table, name = chain
+        if chain in above:
+            raise ValueError(f"chain {name} of table {table} jumps to itself")
+        seen: set[str] = set()
+        for rule in self._rules(chain):
+            if name == SERVICES_CHAIN:
+                service = service_of(rule.target)
+                if service is not None and service not in seen:
+                    seen.add(service)
+                    self.depths.append(self._checked)
+            if rule.lookup == SERVICES_MAP:
+                self.depths += [self._checked] * self._map_size(table, rule.lookup)
+            self._checked += 1
+            if self._checked > MOST_RULES:
+                self.depths.clear()
+                raise _Taken
+            if not rule.always:
+                continue
+            if rule.target:
+                if not self.enter((table, rule.target), (*above, chain)):
+                    return False
+                if rule.goto:
+                    return True
+            elif rule.verdict == "return":
+                return True
+            elif rule.verdict == "accept":
+                return False
+            elif rule.verdict == "drop":
+                raise _Taken
+        if self.depths:
+            raise _Taken
+        return True

@@ -1,0 +1,193 @@
+"""Frozen records: what the kernel and the node said, and when.
+
+A collector returns one record; the runner wraps it in a `Reading` with outcome, time and cost and
+swaps it into the immutable `Snapshot`. Everything downstream (dataplane, exposition, page) is a pure
+function of a snapshot.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+class Outcome(enum.StrEnum):
+    """How a collector's last read ended. Anything but OK means: no series of it, old or guessed."""
+
+    OK = "ok"
+    ABSENT = "absent"
+    DENIED = "denied"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+    DISABLED = "disabled"
+
+
+class ReadError(Exception):
+    """A read that ended otherwise than OK; the subclass names the outcome."""
+
+    outcome = Outcome.FAILED
+
+
+class AbsentError(ReadError):
+    """The node has no such thing: a kernel part that is not there, a process that does not run."""
+
+    outcome = Outcome.ABSENT
+
+
+class DeniedError(ReadError):
+    """The kernel refused for want of privilege."""
+
+    outcome = Outcome.DENIED
+
+
+class BrokenError(ReadError):
+    """What was read cannot be understood: truncated, corrupt, or of an unknown shape."""
+
+
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Rules and chains (base chains included) of one class."""
+
+    rules: int
+    chains: int
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """What following nf_tables notifications has told since the start. All are running totals."""
+
+    transactions: Mapping[str, int]
+    """Committed transactions by the writer's process name; "" where the name is not known."""
+    changes: Mapping[tuple[str, str], int]
+    """(object, op) -> changes: rule, chain, set, element; add, delete."""
+    resyncs: Mapping[str, int]
+    """Reason -> full reads: start, overrun, interrupted, periodic."""
+    last_change: float | None
+    """Unix time of the last commit that was seen, None before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """One backend's rules as the kernel holds them, counted at one generation."""
+
+    backend: str
+    """nft or legacy."""
+    counts: Mapping[tuple[str, str, str, str], Count]
+    """(family, table, owner, class) -> rules and chains."""
+    set_elements: Mapping[tuple[str, str, str], int]
+    """(family, table, set) -> elements of kube-proxy's named sets and maps."""
+    depths: Mapping[str, tuple[int, ...]]
+    """Family (ipv4, ipv6) -> for each Service port the rules checked before its own, ascending."""
+    counted_at: float
+    """Unix time at which the counted state was known to be the kernel's."""
+    generation: int | None = None
+    """nf_tables generation of the counted state; None for legacy."""
+    follow: Follow | None = None
+    """None for legacy, which has no notifications."""
+    table_sizes: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """Legacy only: (family, table) -> (entries, bytes), from the O(1) request of the last read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ipvs:
+    """IPVS virtual and real servers and the node's IPVS totals."""
+
+    virtual_servers: Mapping[tuple[str, str, str], int]
+    """(family, protocol, scheduler) -> virtual servers."""
+    empty_virtual_servers: Mapping[tuple[str, str], int]
+    """(family, protocol) -> virtual servers without a real server."""
+    real_servers: Mapping[tuple[str, str, str], int]
+    """(family, protocol, state) -> real servers; state active (weight above 0) or drained."""
+    active_connections: int
+    inactive_connections: int
+    connections: int
+    """Connections since boot; this and the next four from the kernel's own totals."""
+    packets: Mapping[str, int]
+    """Direction (in, out) -> packets."""
+    bytes: Mapping[str, int]
+    sysctls: Mapping[str, int]
+    """/proc/sys/net/ipv4/vs name -> value."""
+    services: int | None
+    """Virtual servers by the O(1) request, fresh at each read; None without NET_ADMIN."""
+    counted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conntrack:
+    """Connection tracking: fill and per-CPU statistics summed over all CPUs."""
+
+    entries: int
+    limit: int
+    buckets: int
+    statistics: Mapping[str, int]
+    """found, invalid, insert, … -> count; only those that this kernel reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Signs that the node's network stack is short of time. None: not readable here."""
+
+    tcp_syn_retransmits: int | None
+    softnet_dropped: int | None
+    softnet_time_squeezed: int | None
+    softirq_seconds: float | None
+    xtables_lock_held: int | None
+    """Holders of /run/xtables.lock; None where other processes' locks cannot be seen."""
+    xtables_lock_waiters: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KubeProxy:
+    """What kube-proxy says of itself on localhost. None or missing: it does not say."""
+
+    healthy: bool | None
+    mode: str | None
+    sync_pending_seconds: float | None
+    last_sync: float | None
+    restore_failures: float | None
+    intended_rules: Mapping[tuple[str, str], float]
+    """(family, table) -> rules that kube-proxy means to have written."""
+
+
+Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One collector's last read: its outcome, its cost and, only when OK, its record."""
+
+    outcome: Outcome
+    detail: str = ""
+    """Why the outcome is not OK, for people; "" when it is."""
+    duration: float | None = None
+    """Wall seconds of the last read; None before the first."""
+    cpu_seconds: float = 0.0
+    """CPU seconds of all reads so far."""
+    last_success: float | None = None
+    """Unix time of the last OK read."""
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Who this node is. zone is "" while unknown."""
+
+    nodename: str
+    kernel: str
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is known at one moment. Replaced, never changed."""
+
+    node: Node
+    readings: Mapping[str, Reading] = field(default_factory=lambda: MappingProxyType({}))
+
+    def with_reading(self, name: str, reading: Reading) -> Snapshot:
+        """The snapshot in which the collector `name` last said `reading`."""
+        return Snapshot(self.node, MappingProxyType({**self.readings, name: reading}))
