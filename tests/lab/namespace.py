@@ -8,18 +8,18 @@ import functools
 import itertools
 import multiprocessing
 import os
-import pickle
 import re
 import shutil
 import socket
 import struct
 import subprocess
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, TypeVarTuple
+
+from tests.lab.remote import LabError, answer, outcome
 
 Backend = Literal["nft", "legacy"]
 Family = Literal["ipv4", "ipv6"]
@@ -31,6 +31,7 @@ _PREFIX = "vipscope-lab"
 _RUNTIME = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 _NETLINK_NETFILTER = 12
+_NLMSG_ERROR = 2
 _LOCK_WAIT = "60"
 """Seconds to wait for the xtables lock, which all namespaces of a machine share."""
 
@@ -45,10 +46,6 @@ _TOOLS = (
     "nft",
 )
 _numbers = itertools.count()
-
-
-class LabError(RuntimeError):
-    """The laboratory could not do what a test asked for; the message holds the tool's stderr."""
 
 
 class Namespace(contextlib.AbstractContextManager["Namespace"]):
@@ -110,16 +107,14 @@ class Namespace(contextlib.AbstractContextManager["Namespace"]):
         child.start()
         sender.close()
         try:
-            succeeded, outcome = receiver.recv()
+            message = receiver.recv_bytes()
         except EOFError:
             child.join()
             raise LabError(f"the child died with exit code {child.exitcode}") from None
         finally:
             receiver.close()
         child.join()
-        if not succeeded:
-            raise outcome
-        result: _T = outcome
+        result: _T = outcome(message)
         return result
 
     def restore(
@@ -155,6 +150,10 @@ class Namespace(contextlib.AbstractContextManager["Namespace"]):
     def nft(self, script: str) -> str:
         """Run an nft script as one transaction, and return what it prints."""
         return self.run("nft", "-f", "-", stdin=script)
+
+    def generation(self) -> int:
+        """The nf_tables generation: it grows by one with each transaction that is committed."""
+        return self.call(_generation)
 
     def _inside(self, argv: Iterable[str]) -> list[str]:
         return ["ip", "netns", "exec", self.name, *argv]
@@ -213,17 +212,9 @@ def _leftovers() -> Iterator[Path]:
 def _answer(
     sender: Connection, path: Path, function: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
-    """The child's side of Namespace.call: send (succeeded, result or exception)."""
-    try:
-        _enter(path)
-        message = pickle.dumps((True, function(*arguments)))
-    except BaseException as error:
-        error.add_note(traceback.format_exc())
-        try:
-            message = pickle.dumps((False, error))
-        except Exception:
-            message = pickle.dumps((False, LabError(traceback.format_exc())))
-    sender.send_bytes(message)
+    """The child's side of Namespace.call."""
+    _enter(path)
+    sender.send_bytes(answer(function, arguments))
 
 
 def _enter(path: Path) -> None:
@@ -235,20 +226,33 @@ def _enter(path: Path) -> None:
 
 
 def _make_accounting(names: Iterable[str]) -> None:
-    """Make the nfacct objects `names` over netlink; Debian's nfacct command would be one more tool.
+    """Make the nfacct objects `names`; Debian's nfacct command would be one more tool to install.
 
     An object that is there already is reset.
     """
-    message_type = 7 << 8  # NFNL_SUBSYS_ACCT, NFNL_MSG_ACCT_NEW
-    flags = 0x1 | 0x4 | 0x100 | 0x400  # NLM_F_REQUEST | ACK | REPLACE | CREATE
+    for name in names:
+        value = name.encode() + b"\0"
+        attribute = struct.pack("=HH", 4 + len(value), 1) + value  # NFACCT_NAME
+        # NFNL_SUBSYS_ACCT, NFNL_MSG_ACCT_NEW; NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE
+        _ask_netfilter(7 << 8, 0x4 | 0x100 | 0x400, attribute + bytes(-len(attribute) % 4))
+
+
+def _generation() -> int:
+    reply = _ask_netfilter(10 << 8 | 16, 0)  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+    (generation,) = struct.unpack_from(">I", reply, 16 + 4 + 4)  # NFTA_GEN_ID comes first
+    return int(generation)
+
+
+def _ask_netfilter(message_type: int, flags: int, attributes: bytes = b"") -> bytes:
+    """Send one request over netlink and return the one message of its answer. Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-        netlink.bind((0, 0))
-        for name in names:
-            value = name.encode() + b"\0"
-            attribute = struct.pack("=HH", 4 + len(value), 1) + value  # NFACCT_NAME
-            body = bytes(4) + attribute + bytes(-len(attribute) % 4)  # behind struct nfgenmsg
-            header = struct.pack("=IHHII", 16 + len(body), message_type, flags, 0, 0)
-            netlink.send(header + body)
-            (negative_errno,) = struct.unpack_from("=i", netlink.recv(4096), 16)
-            if negative_errno:
-                raise OSError(-negative_errno, f"cannot make the accounting object {name}")
+        body = bytes(4) + attributes  # behind struct nfgenmsg
+        header = struct.pack("=IHHII", 16 + len(body), message_type, 0x1 | flags, 0, 0)
+        netlink.send(header + body)
+        reply = netlink.recv(4096)
+    (kind,) = struct.unpack_from("=H", reply, 4)
+    if kind == _NLMSG_ERROR:
+        (negative_errno,) = struct.unpack_from("=i", reply, 16)
+        if negative_errno:
+            raise OSError(-negative_errno, os.strerror(-negative_errno))
+    return reply

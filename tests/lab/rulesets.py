@@ -167,7 +167,8 @@ def iptables_flip(
 
     `services` is the state before, `changed` what the Service of the same name has become. The
     chains that all Services share are rewritten whole and in a new order, as the iteration over a
-    Go map gives it; those of the changed Service too.
+    Go map gives it; those of the changed Service too. With the backend nft this is one transaction
+    for each of the two tables.
     """
     before, after = _change(services, changed)
     large = _is_large(after)
