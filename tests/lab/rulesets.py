@@ -10,7 +10,7 @@ import base64
 import hashlib
 import ipaddress
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tests.lab.namespace import Family
@@ -148,7 +148,7 @@ def iptables(services: Sequence[Service], *, family: Family = "ipv4", seed: int 
     """
     nat = _nat_top(services, family, seed) | {"KUBE-PROXY-CANARY": ()}
     large = _is_large(services)
-    for service in services:
+    for service in _shuffled(services, seed):
         nat |= _nat_of_service(service, family, large)
     made_once: Chains = {"KUBE-FIREWALL": (), "KUBE-PROXY-CANARY": ()}
     return "".join(
@@ -411,16 +411,15 @@ def _share(remaining: int) -> str:
 
 
 def _restore_table(
-    name: str, chains: Chains, base_chains: Chains | None = None, deleted: Iterable[str] = ()
+    name: str, chains: Chains, base_chains: Chains | None = None, deleted: Sequence[str] = ()
 ) -> str:
     """One table in the format of iptables-restore.
 
     A line for a chain makes or empties it: those in `deleted` need it before they can go.
     """
-    deleted = tuple(deleted)
     lines = [f"*{name}"]
-    lines += [f":{chain} - [0:0]" for chain in sorted([*chains, *deleted])]
-    for chain, rules in ((base_chains or {}) | dict(sorted(chains.items()))).items():
+    lines += [f":{chain} - [0:0]" for chain in (*chains, *deleted)]
+    for chain, rules in ((base_chains or {}) | chains).items():
         lines += [f"-A {chain} {rule}" for rule in rules]
     lines += [f"-X {chain}" for chain in deleted]
     return "\n".join([*lines, "COMMIT", ""])
