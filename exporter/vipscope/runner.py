@@ -16,6 +16,12 @@ from vipscope.collectors.base import Collector
 from vipscope.snapshot import Node, Outcome, ReadError, Reading, Snapshot
 from vipscope.worker import BusyError
 
+STOP_LIMIT = 1.0
+"""Seconds that the collectors together have to end, and then to close."""
+
+ANYTHING = (Exception, asyncio.CancelledError, SystemExit)
+"""What a collector may raise. Not GeneratorExit, with which Python itself ends a coroutine."""
+
 log = logging.getLogger(__name__)
 
 
@@ -39,9 +45,16 @@ class Runner:
             self._publish(name, Reading(Outcome.DISABLED))
 
     @property
+    def waiting(self) -> tuple[str, ...]:
+        """The enabled collectors that have not had a first outcome."""
+        return tuple(
+            each.name for each in self._collectors if each.name not in self.snapshot.readings
+        )
+
+    @property
     def ready(self) -> bool:
         """Whether each enabled collector has had a first outcome."""
-        return all(each.name in self.snapshot.readings for each in self._collectors)
+        return not self.waiting
 
     def start(self) -> None:
         """Start a task for each collector."""
@@ -49,14 +62,16 @@ class Runner:
             self._tasks.append(asyncio.create_task(self._run(each), name=each.name))
 
     async def stop(self) -> None:
-        """Stop all tasks and give back what the collectors hold. Does not wait for a hung read."""
+        """Stop all tasks and give back what the collectors hold. Waits for no read that hangs."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(each.close() for each in self._collectors), return_exceptions=True)
+        await _settle(self._tasks)
+        await _settle(
+            [asyncio.create_task(each.close(), name=each.name) for each in self._collectors]
+        )
 
     async def _run(self, collector: Collector) -> None:
-        previous = Reading(Outcome.FAILED)
+        previous: Reading | None = None
         while True:
             reading = await self._read(collector, previous)
             self._log_change(collector.name, previous, reading)
@@ -64,13 +79,15 @@ class Runner:
             previous = reading
             try:
                 await collector.due()
-            except Exception:
+            except ANYTHING as error:
+                if _stopping():
+                    raise
                 # A broken wait must not become a busy loop.
-                log.exception("%s: waiting for the next read failed", collector.name)
+                log.warning("%s: waiting for the next read failed: %r", collector.name, error)
                 await asyncio.sleep(collector.interval)
 
-    async def _read(self, collector: Collector, previous: Reading) -> Reading:
-        started, cpu_before = time.monotonic(), collector.cpu_seconds
+    async def _read(self, collector: Collector, previous: Reading | None) -> Reading:
+        started = time.monotonic()
         record, detail = None, ""
         try:
             async with asyncio.timeout(collector.timeout):
@@ -81,16 +98,26 @@ class Runner:
             detail = str(error) or f"no answer within {collector.timeout:g} s"
         except ReadError as error:
             outcome, detail = error.outcome, str(error)
-        except Exception as error:
+        except ANYTHING as error:
+            if _stopping():
+                raise
             outcome, detail = Outcome.FAILED, f"{type(error).__name__}: {error}"
             log.debug("%s: read failed", collector.name, exc_info=True)
-        self._budget.spend(collector.cpu_seconds - cpu_before)
+        duration = time.monotonic() - started
+        # From the last reading and not from the start of this one: what a read that hung, or the
+        # wait between two reads, has cost since is charged too.
+        cpu_seconds = collector.cpu_seconds
+        self._budget.spend(cpu_seconds - (previous.cpu_seconds if previous else 0.0))
+        if outcome is Outcome.OK:
+            last_success: float | None = self._clock()
+        else:
+            last_success = previous.last_success if previous else None
         return Reading(
             outcome=outcome,
             detail=detail,
-            duration=time.monotonic() - started,
-            cpu_seconds=collector.cpu_seconds,
-            last_success=self._clock() if outcome is Outcome.OK else previous.last_success,
+            duration=duration,
+            cpu_seconds=cpu_seconds,
+            last_success=last_success,
             record=record,
         )
 
@@ -98,12 +125,33 @@ class Runner:
         self.snapshot = self.snapshot.with_reading(name, reading)
 
     @staticmethod
-    def _log_change(name: str, previous: Reading, reading: Reading) -> None:
-        first = previous.duration is None
-        if not first and reading.outcome is previous.outcome:
+    def _log_change(name: str, previous: Reading | None, reading: Reading) -> None:
+        if previous is not None and reading.outcome is previous.outcome:
             return
-        if reading.outcome in (Outcome.OK, Outcome.ABSENT):
-            if not first:
-                log.info("%s: %s again", name, reading.outcome)
-        else:
-            log.warning("%s: %s: %s", name, reading.outcome, reading.detail)
+        expected = reading.outcome in (Outcome.OK, Outcome.ABSENT)
+        detail = reading.detail or f"read in {reading.duration:.3f} s"
+        log.log(
+            logging.INFO if expected else logging.WARNING,
+            "%s: %s: %s",
+            name,
+            reading.outcome,
+            detail,
+        )
+
+
+def _stopping() -> bool:
+    """Whether the current task itself is being cancelled, and not only what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait for the tasks to end, for STOP_LIMIT at most, and log how they failed."""
+    if not tasks:
+        return
+    _, hung = await asyncio.wait(tasks, timeout=STOP_LIMIT)
+    for task in tasks:
+        if task in hung:
+            log.warning("%s: does not stop", task.get_name())
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s: stopped badly: %r", task.get_name(), error)

@@ -29,6 +29,11 @@ COLLECTORS: Mapping[str, str] = {
 """Every collector and what it reads. All are on by default."""
 
 ENVIRONMENT_PREFIX = "VIPSCOPE_"
+"""Variables of this prefix that are no setting are left alone: for a Service called vipscope,
+Kubernetes itself sets VIPSCOPE_PORT and VIPSCOPE_SERVICE_HOST in every pod."""
+
+OTHER_PATHS = ("/", "/healthz", "/readyz")
+"""What the server answers beside the telemetry path."""
 
 
 class SettingsError(ValueError):
@@ -42,52 +47,68 @@ class Address:
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 def parse_address(text: str) -> Address:
-    """`:9908`, `127.0.0.1:9908`, `[::1]:9908` or `localhost:9908`."""
-    match = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})", text)
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise ValueError("takes HOST:PORT or :PORT, with a port from 1 to 65535")
-    if match["six"] is not None:
-        ipaddress.IPv6Address(match["six"])
-    return Address(match["six"] or match["host"], int(match["port"]))
+    """`:9908`, `127.0.0.1:9908`, `[::1]:9908` or `localhost:9908`. Port 0: any free one."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([\w.-]*)):([0-9]{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("takes HOST:PORT, [IPV6]:PORT or :PORT, with a port from 0 to 65535")
+    if match[1]:
+        try:
+            ipaddress.IPv6Address(match[1])
+        except ValueError:
+            raise ValueError("takes an IPv6 address between the brackets") from None
+    return Address(match[1] or match[2], int(match[3]))
 
 
 def parse_path(text: str) -> str:
-    """An absolute URL path other than `/`, which is the landing page."""
-    if not re.fullmatch(r"/[A-Za-z0-9._~/-]+", text) or text in ("/healthz", "/readyz"):
-        raise ValueError("takes an absolute path other than /, /healthz and /readyz")
+    """An absolute URL path that no other page has."""
+    # A segment that begins with a dot could be `..`, which clients resolve away.
+    if not re.fullmatch(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", text) or text in OTHER_PATHS:
+        raise ValueError(f"takes an absolute path other than {', '.join(OTHER_PATHS)}")
     return text
 
 
 def parse_share(text: str) -> float:
     """A percentage of one core, above 0 and up to 100, as a share from 0 to 1."""
-    value = float(text.removesuffix("%"))
-    if not 0 < value <= 100:
+    if not re.fullmatch(r"[0-9]+(?:\.[0-9]+)?%?", text) or not 0 < float(text.rstrip("%")) <= 100:
         raise ValueError("takes a percentage of one core, above 0 and up to 100")
-    return value / 100
+    return float(text.rstrip("%")) / 100
 
 
 def parse_bytes(text: str) -> int:
     """A number of bytes from 4096 to 1 GiB."""
-    value = int(text)
-    if not 4096 <= value <= 1 << 30:
+    if not re.fullmatch(r"[0-9]{4,10}", text) or not 4096 <= int(text) <= 1 << 30:
         raise ValueError("takes a number of bytes from 4096 to 1073741824")
-    return value
+    return int(text)
 
 
 def parse_bool(text: str) -> bool:
-    """true or false."""
+    """`true` or `false`."""
     if text not in ("true", "false"):
         raise ValueError("takes true or false")
     return text == "true"
 
 
 def parse_url(text: str) -> str:
-    """An http address without a path."""
-    if not re.fullmatch(r"http://[^/\s]+", text):
+    """An http address with a port and without a path."""
+    host, _, port = text.removeprefix("http://").rpartition(":")
+    if not text.startswith("http://") or not host or not parse_address(f"{host}:{port}").port:
         raise ValueError("takes http://HOST:PORT")
     return text
+
+
+def parse_node_name(text: str) -> str:
+    """The text itself, or the host name for an empty one."""
+    return text or platform.node()
+
+
+def parse_optional_path(text: str) -> Path | None:
+    """A path, or None for an empty text."""
+    return Path(text) if text else None
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -104,7 +125,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 def _setting(
     flag: str, default: Any, parse: Callable[[str], Any], text: str, *, repeatable: bool = False
 ) -> Any:
-    """A field with its flag, default and text. The default is given as an operator would write it."""
+    """A field with its flag, default and text. The default is what an operator would write."""
     value = (parse(default),) if repeatable else parse(default)
     return field(
         default=value,
@@ -127,51 +148,72 @@ class Settings:
         "Address to serve on. Repeatable; the variable takes a comma-separated list.",
         repeatable=True,
     )  # fmt: skip
+    """Default: port 9908 of every address, IPv4 and IPv6, so that any Prometheus reaches the node.
+    Port 0 is any free port, which the log names; it is there for tests."""
     telemetry_path: str = _setting(
         "web.telemetry-path", "/metrics", parse_path, "Path under which metrics are served."
     )
+    """Default /metrics, where Prometheus looks when it is told nothing."""
     role: str = _setting(
         "role", "all", one_of("node", "all"),
         "What to export: node (this node's kernel) or all (everything that one machine can).",
     )  # fmt: skip
+    """Default all: right for a single machine. A cluster-wide fact must be exported once, not once
+    a node, so a DaemonSet runs with node."""
     node_name: str = _setting(
-        "node-name", platform.node(), str, "Kubernetes name of this node; default: the host name."
+        "node-name", "", parse_node_name, "Kubernetes name of this node. Empty: the host name."
     )
+    """Default the host name, which is the node's name in most clusters. In a pod the downward API
+    knows better."""
     kubeconfig: Path | None = _setting(
-        "kubeconfig", "", lambda text: Path(text) if text else None,
+        "kubeconfig", "", parse_optional_path,
         "Path of a kubeconfig. Empty: the pod's service account.",
     )  # fmt: skip
+    """Default None: in a cluster nothing needs to be given."""
     cpu_budget: float = _setting(
         "cpu-budget", "2", parse_share,
         "Percentage of one core that all reads together may cost; past it they become rarer.",
     )  # fmt: skip
+    """A share of one core, from 0 to 1. Default 0.02: a large ruleset then ages by seconds, but no
+    node pays more for being watched than it would notice."""
     follow: bool = _setting(
         "nftables.follow", "true", parse_bool,
         "Follow the kernel's nf_tables notifications. false: poll only.",
     )  # fmt: skip
+    """Default true: the cost follows the change and not the ruleset. A listener makes each commit a
+    little dearer for its writer, so it can be turned off."""
     receive_buffer: int = _setting(
         "nftables.receive-buffer-bytes", str(32 << 20), parse_bytes,
         "Receive buffer for nf_tables notifications. One that overruns costs a full read.",
     )  # fmt: skip
+    """Bytes. Default 32 MiB: the kernel's own default overruns when kube-proxy writes 1,000
+    Services at once. Memory is taken only while notifications wait in it."""
     procfs: Path = _setting("path.procfs", "/proc", Path, "Where procfs is mounted.")
+    """Default /proc: with the host's network namespace the pod's own procfs shows the node."""
     xtables_lock: Path = _setting(
         "path.xtables-lock", "/run/xtables.lock", Path, "The lock file of iptables-legacy."
     )
+    """Default /run/xtables.lock, where iptables keeps it; a pod mounts the host's."""
     kube_proxy_metrics: str = _setting(
         "kube-proxy.metrics-url", "http://127.0.0.1:10249", parse_url,
         "Where kube-proxy serves /metrics and /proxyMode.",
     )  # fmt: skip
+    """Default: kube-proxy's own default, which only the node itself can reach."""
     kube_proxy_health: str = _setting(
         "kube-proxy.health-url", "http://127.0.0.1:10256", parse_url,
         "Where kube-proxy serves /healthz.",
     )  # fmt: skip
+    """Default: kube-proxy's own default."""
     log_level: str = _setting(
         "log.level", "info", one_of("debug", "info", "warning", "error"),
         "Least severe messages that are logged.",
     )  # fmt: skip
+    """Default info: a line for each change of a collector's outcome, none for a scrape."""
     log_format: str = _setting("log.format", "text", one_of("text", "json"), "Form of a log line.")
+    """Default text. Either form keeps one message to one line."""
     collectors: frozenset[str] = frozenset(COLLECTORS)
-    """Enabled collectors: --collector.NAME, --no-collector.NAME, --collector.disable-defaults."""
+    """Enabled collectors: --collector.NAME, --no-collector.NAME, --collector.disable-defaults.
+    Default all: what a node does not have costs nothing to look for."""
 
 
 def environment_name(flag: str) -> str:
@@ -234,38 +276,42 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         given, source = _given(getattr(flags, each.name), meta["flag"], environment)
         if given is None:
             continue
-        texts = given if meta["repeatable"] and isinstance(given, list) else [given]
-        if meta["repeatable"] and isinstance(given, str):
-            texts = given.split(",")
-        parsed = tuple(_parse(meta["parse"], text, source) for text in texts)
-        values[each.name] = parsed if meta["repeatable"] else parsed[0]
+        if not meta["repeatable"]:
+            values[each.name] = _parse(meta["parse"], given, source)
+            continue
+        texts = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+        values[each.name] = tuple(_parse(meta["parse"], text, source) for text in texts)
     return Settings(**values, collectors=_collectors(flags, environment))
 
 
 def _given(flag_value: Any, flag: str, environment: Mapping[str, str]) -> tuple[Any, str]:
-    """What the operator gave and where: the flag, else the variable, else None."""
+    """What the operator gave and where: the flag, else the variable, else None.
+
+    An empty variable is one that was not given, as a chart leaves it when a value is not set.
+    """
     if flag_value is not None:
         return flag_value, f"--{flag}"
     name = environment_name(flag)
-    return environment.get(name), name
+    return environment.get(name) or None, name
 
 
 def _parse(parse: Callable[[str], Any], text: str, source: str) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise SettingsError(f"{source}={text!r}: {error}") from None
+        raise SettingsError(f"{source}={text}: {error}") from None
 
 
 def _collectors(flags: argparse.Namespace, environment: Mapping[str, str]) -> frozenset[str]:
     def switch(flag_value: bool | None, flag: str) -> bool | None:
         given, source = _given(flag_value, flag, environment)
-        return _parse(parse_bool, given, source) if isinstance(given, str) else given
+        chosen: bool | None = _parse(parse_bool, given, source) if isinstance(given, str) else given
+        return chosen
 
+    on_by_default = not switch(flags.disable_defaults, "collector.disable-defaults")
     enabled = set()
-    defaults = not switch(flags.disable_defaults, "collector.disable-defaults")
     for name in COLLECTORS:
         chosen = switch(getattr(flags, f"collector_{name}"), f"collector.{name}")
-        if defaults if chosen is None else chosen:
+        if chosen or (chosen is None and on_by_default):
             enabled.add(name)
     return frozenset(enabled)

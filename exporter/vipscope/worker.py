@@ -7,6 +7,7 @@ the kernel would hold up a stop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -25,14 +26,17 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self.cpu_seconds = 0.0
-        """CPU seconds of all functions run so far."""
+        """CPU seconds of all functions that have come back so far."""
         self._name = name
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy = False
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """`function(*arguments)` in the thread. Raises what it raises, BusyError while one hangs."""
+        """`function(*arguments)` in the thread. Raises what it raises, BusyError while one hangs.
+
+        What is not an Exception, and would end a task or the event loop, comes as a RuntimeError.
+        """
         if self._busy:
             raise BusyError("the last read has not come back")
         if self._thread is None:
@@ -40,28 +44,25 @@ class Worker:
             self._thread.start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._busy = True
 
-        def deliver(result: T | None, error: BaseException | None) -> None:
+        def finish(settle: Callable[[Any], None], outcome: Any) -> None:
             self._busy = False
-            if future.cancelled():
-                return
-            if error is None:
-                future.set_result(result)  # type: ignore[arg-type]
-            else:
-                future.set_exception(error)
+            if not future.cancelled():
+                settle(outcome)
 
         def work() -> None:
             before = time.thread_time()
-            result, error = None, None
+            done: tuple[Callable[[Any], None], Any]
             try:
-                result = function(*arguments)
+                done = (future.set_result, function(*arguments))
             except BaseException as caught:  # noqa: BLE001 - handed to whoever awaits
-                error = caught
+                done = (future.set_exception, _ordinary(caught))
             self.cpu_seconds += time.thread_time() - before
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(deliver, result, error)
+            # The loop may have gone away meanwhile; then nobody waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(finish, *done)
 
+        self._busy = True
         self._queue.put(work)
         return await future
 
@@ -72,3 +73,12 @@ class Worker:
     def _loop(self) -> None:
         while (work := self._queue.get()) is not None:
             work()
+            # Held on to until the next work comes, it would keep alive what it returned.
+            del work
+
+
+def _ordinary(error: BaseException) -> Exception:
+    """`error` as an exception that a future takes and a task survives."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")

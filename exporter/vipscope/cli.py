@@ -1,0 +1,100 @@
+"""The command `vipscope`: a subcommand, or none for `serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from vipscope import __version__, logs
+from vipscope.budget import Budget
+from vipscope.collectors import ALL
+from vipscope.exposition import Exposition
+from vipscope.runner import Runner
+from vipscope.server import ListenError, Server
+from vipscope.settings import Settings, SettingsError, load
+from vipscope.snapshot import Node
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+STOP_LIMIT = 4.5
+"""Seconds after a signal at which the process ends, whatever hangs. A pod's grace period is longer,
+but to be killed is to leave without a word."""
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 1 failed, 2 wrongly called."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = "serve"
+    if arguments and not arguments[0].startswith("-"):
+        command = arguments.pop(0)
+    try:
+        if command not in COMMANDS:
+            raise SettingsError(f"no command {command!r}; there is {', '.join(COMMANDS)}")
+        return COMMANDS[command](arguments)
+    except SettingsError as error:
+        print(f"vipscope: {logs.escape(str(error))}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Serve metrics until SIGTERM or SIGINT."""
+    settings = load(arguments, os.environ)
+    logs.configure(settings.log_level, settings.log_format)
+    with asyncio.Runner() as runner:
+        return runner.run(_serve(settings))
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"serve": serve}
+
+
+async def _serve(settings: Settings) -> int:
+    stop = _stop_on_signals()
+    budget = Budget(settings.cpu_budget)
+    node = Node(settings.node_name, platform.release())
+    enabled = [kind(settings, budget) for kind in ALL if kind.name in settings.collectors]
+    disabled = [kind.name for kind in ALL if kind.name not in settings.collectors]
+    runner = Runner(node, enabled, disabled, budget)
+    server = Server(settings, runner, Exposition())
+    try:
+        await server.start()
+    except ListenError as error:
+        log.error("%s", error)
+        return EXIT_FAILED
+    log.info("vipscope %s on %s, Linux %s", __version__, node.nodename, node.kernel)
+    runner.start()
+    await stop.wait()
+    log.info("stopping")
+    await asyncio.gather(server.stop(), runner.stop())
+    return 0
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """The event that SIGTERM and SIGINT set.
+
+    They also start a last resort, in a thread of its own and from a handler of Python's, because
+    the event loop's own would never run while something hangs in the loop.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def handle(*_: object) -> None:
+        deadline = threading.Timer(STOP_LIMIT, _leave)
+        deadline.daemon = True
+        deadline.start()
+        loop.call_soon_threadsafe(stop.set)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return stop
+
+
+def _leave() -> None:
+    log.error("still not stopped after %g s: leaving at once", STOP_LIMIT)
+    os._exit(EXIT_FAILED)

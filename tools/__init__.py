@@ -1,0 +1,1 @@
+"""What the repository's own work needs and the wheel does not."""

@@ -1,0 +1,96 @@
+"""`make generate`: write what is derived from the code, so that no document can drift from it.
+
+exporter/METRICS.md comes from the catalogue, the flags of README.md from the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from pathlib import Path
+
+from vipscope import settings
+from vipscope.metrics import CATALOGUE, Metric
+
+ROOT = Path(__file__).parents[1]
+METRICS = ROOT / "exporter" / "METRICS.md"
+README = ROOT / "README.md"
+
+HEAD = """\
+# Metrics
+
+Generated from the catalogue, `vipscope/metrics.py`, by `make generate`: edit that.
+
+A *stable* metric keeps its name, labels and meaning until the next major version; an
+*experimental* one may change with any version, and the changelog says so.
+"""
+
+
+def metrics_page() -> str:
+    """METRICS.md: a table a section, in the order of the catalogue."""
+    parts = [HEAD]
+    for section, metrics in itertools.groupby(CATALOGUE, key=lambda metric: metric.section):
+        rows = "".join(map(_metric_row, metrics))
+        parts.append(
+            f"## {section}\n\n| metric | type | labels | role | stability | meaning |\n"
+            f"|---|---|---|---|---|---|\n{rows}"
+        )
+    return "\n".join(parts)
+
+
+def _metric_row(metric: Metric) -> str:
+    labels = ", ".join(metric.labels) or "-"
+    return (
+        f"| `{metric.name}` | {metric.kind} | {labels} | {metric.role} | {metric.stability} "
+        f"| {_cell(metric.help)} |\n"
+    )
+
+
+def flags_table() -> str:
+    """The table of all flags, their variables and defaults, from the command line's own parser."""
+    rows = []
+    for action in settings.parser()._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if isinstance(action, argparse._HelpAction | argparse._VersionAction):  # noqa: SLF001
+            continue
+        flag = max(action.option_strings, key=len).replace("--no-", "--[no-]")
+        name = settings.environment_name(action.option_strings[0].removeprefix("--"))
+        text, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
+        rows.append(f"| `{flag}` | `{name}` | {_cell(default[:-1])} | {_cell(text)} |\n")
+    return "| flag | variable | default | |\n|---|---|---|---|\n" + "".join(rows)
+
+
+def readme() -> str:
+    """README.md with its generated region renewed."""
+    return replace_region(README.read_text(), "flags", flags_table())
+
+
+def replace_region(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the comments `name begin` and `name end`.
+
+    Raises ValueError when `text` does not have exactly one such region.
+    """
+    begin, end = f"<!-- {name} begin -->\n", f"<!-- {name} end -->\n"
+    renewed, found = re.subn(
+        f"{re.escape(begin)}.*?{re.escape(end)}",
+        lambda _: f"{begin}{content}{end}",
+        text,
+        flags=re.DOTALL,
+    )
+    if found != 1:
+        raise ValueError(f"{found} regions {name!r}, not 1")
+    return renewed
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Write all generated files."""
+    METRICS.write_text(metrics_page())
+    README.write_text(readme())
+
+
+if __name__ == "__main__":
+    main()
