@@ -78,3 +78,240 @@ class Samples:
             raise ValueError(f"{self.metric.name} takes {self.metric.labels}, got {values}")
         self.family.add_metric(values, value)  # type: ignore[attr-defined]
         return self
+
+
+EXPORTER = "Exporter"
+RULESET = "Ruleset"
+IPVS = "IPVS"
+CONNTRACK_SECTION = "Connection tracking"
+PRESSURE_SECTION = "Pressure"
+KUBE_PROXY_SECTION = "kube-proxy"
+
+BUILD_INFO = Metric(
+    "vipscope_build_info", "gauge", "1, labelled by vipscope's and Python's version.",
+    ("version", "python"), "both", EXPORTER,
+)  # fmt: skip
+NODE_INFO = Metric(
+    "vipscope_node_info", "gauge", "1, labelled by the node's name, zone and kernel release.",
+    ("nodename", "zone", "kernel"), "node", EXPORTER,
+)  # fmt: skip
+COLLECTOR_STATE = Metric(
+    "vipscope_collector_state", "gauge",
+    "1 for the state in which the collector's last read ended, 0 for the others: ok, absent (the "
+    "node has no such thing), denied (privilege), timeout, failed, disabled.",
+    ("collector", "state"), "both", EXPORTER,
+)  # fmt: skip
+COLLECTOR_DURATION = Metric(
+    "vipscope_collector_duration_seconds", "gauge", "Wall time of the collector's last read.",
+    ("collector",), "both", EXPORTER,
+)  # fmt: skip
+COLLECTOR_CPU = Metric(
+    "vipscope_collector_cpu_seconds_total", "counter", "CPU time of all the collector's reads.",
+    ("collector",), "both", EXPORTER,
+)  # fmt: skip
+COLLECTOR_LAST_SUCCESS = Metric(
+    "vipscope_collector_last_success_timestamp_seconds", "gauge",
+    "Unix time of the collector's last read that ended ok.",
+    ("collector",), "both", EXPORTER,
+)  # fmt: skip
+SERIES = Metric(
+    "vipscope_series", "gauge", "Series in this exposition, this one included.",
+    (), "both", EXPORTER,
+)  # fmt: skip
+
+PROXY_MODE = Metric(
+    "vipscope_proxy_mode", "gauge",
+    "1 for each kube-proxy mode whose program the kernel holds: iptables, ipvs, nftables, or none. "
+    "Two at 1 are leftovers. A mode that could not be looked for is absent.",
+    ("mode",), "node", RULESET,
+)  # fmt: skip
+RULES = Metric(
+    "vipscope_rules", "gauge",
+    "Rules in the kernel, by the owner and class of the chain that holds them.",
+    ("backend", "family", "table", "owner", "class"), "node", RULESET,
+)  # fmt: skip
+CHAINS = Metric(
+    "vipscope_chains", "gauge", "Chains in the kernel, base chains included.",
+    ("backend", "family", "table", "owner", "class"), "node", RULESET,
+)  # fmt: skip
+SET_ELEMENTS = Metric(
+    "vipscope_set_elements", "gauge",
+    "Elements of kube-proxy's named sets and maps; all affinity sets as one.",
+    ("family", "table", "set"), "node", RULESET,
+)  # fmt: skip
+SERVICE_RULE_DEPTH = Metric(
+    "vipscope_service_rule_depth", "gauge",
+    "Rules that a new connection's first packet is checked against before its Service's own: "
+    "quantile over Service ports.",
+    ("family", "quantile"), "node", RULESET,
+)  # fmt: skip
+GENERATION = Metric(
+    "vipscope_ruleset_generation", "gauge",
+    "nf_tables generation of the counted state; each commit adds 1.",
+    (), "node", RULESET,
+)  # fmt: skip
+TRANSACTIONS = Metric(
+    "vipscope_ruleset_transactions_total", "counter",
+    "Committed nf_tables transactions by the writer's process name; \"\" where it is not known.",
+    ("process",), "node", RULESET,
+)  # fmt: skip
+CHANGES = Metric(
+    "vipscope_ruleset_changes_total", "counter",
+    "nf_tables objects (rule, chain, set, element) added and deleted, as notified.",
+    ("object", "op"), "node", RULESET,
+)  # fmt: skip
+RESYNCS = Metric(
+    "vipscope_ruleset_resyncs_total", "counter",
+    "Full reads of nf_tables by reason: start, overrun, interrupted, periodic.",
+    ("reason",), "node", RULESET,
+)  # fmt: skip
+LAST_CHANGE = Metric(
+    "vipscope_ruleset_last_change_timestamp_seconds", "gauge",
+    "Unix time of the last nf_tables commit seen; absent before the first.",
+    (), "node", RULESET,
+)  # fmt: skip
+SNAPSHOT_AGE = Metric(
+    "vipscope_ruleset_snapshot_age_seconds", "gauge",
+    "Time since the counted state was last known to be the kernel's.",
+    ("backend",), "node", RULESET,
+)  # fmt: skip
+XTABLES_ENTRIES = Metric(
+    "vipscope_xtables_entries", "gauge",
+    "Entries of an iptables-legacy table, chain heads included, fresh even while a count is due.",
+    ("family", "table"), "node", RULESET,
+)  # fmt: skip
+XTABLES_BYTES = Metric(
+    "vipscope_xtables_table_bytes", "gauge", "Kernel memory of an iptables-legacy table's entries.",
+    ("family", "table"), "node", RULESET,
+)  # fmt: skip
+
+IPVS_VIRTUAL_SERVERS = Metric(
+    "vipscope_ipvs_virtual_servers", "gauge", "IPVS virtual servers.",
+    ("family", "protocol", "scheduler"), "node", IPVS,
+)  # fmt: skip
+IPVS_EMPTY_VIRTUAL_SERVERS = Metric(
+    "vipscope_ipvs_empty_virtual_servers", "gauge", "IPVS virtual servers without a real server.",
+    ("family", "protocol"), "node", IPVS,
+)  # fmt: skip
+IPVS_REAL_SERVERS = Metric(
+    "vipscope_ipvs_real_servers", "gauge",
+    "IPVS real servers: active, or drained (weight 0: no new connections).",
+    ("family", "protocol", "state"), "node", IPVS,
+)  # fmt: skip
+IPVS_CONNECTIONS = Metric(
+    "vipscope_ipvs_connections", "gauge", "Connections of all real servers.",
+    ("state",), "node", IPVS,
+)  # fmt: skip
+IPVS_CONNECTIONS_TOTAL = Metric(
+    "vipscope_ipvs_connections_total", "counter", "Connections that IPVS has scheduled.",
+    (), "node", IPVS,
+)  # fmt: skip
+IPVS_PACKETS = Metric(
+    "vipscope_ipvs_packets_total", "counter", "Packets through IPVS.", ("direction",), "node", IPVS
+)
+IPVS_BYTES = Metric(
+    "vipscope_ipvs_bytes_total", "counter", "Bytes through IPVS.", ("direction",), "node", IPVS
+)
+IPVS_SYSCTL = Metric(
+    "vipscope_ipvs_sysctl", "gauge",
+    "IPVS settings that are known to delay connections or to stall softirqs.",
+    ("name",), "node", IPVS,
+)  # fmt: skip
+IPVS_SERVICES = Metric(
+    "vipscope_ipvs_services", "gauge",
+    "IPVS virtual servers by the kernel's own count, fresh even while the table is due.",
+    (), "node", IPVS,
+)  # fmt: skip
+
+CONNTRACK_ENTRIES = Metric(
+    "vipscope_conntrack_entries", "gauge", "Tracked connections.", (), "node", CONNTRACK_SECTION
+)
+CONNTRACK_LIMIT = Metric(
+    "vipscope_conntrack_entries_limit", "gauge", "Connections that may be tracked.",
+    (), "node", CONNTRACK_SECTION,
+)  # fmt: skip
+CONNTRACK_BUCKETS = Metric(
+    "vipscope_conntrack_buckets", "gauge", "Buckets of the connection tracking hash table.",
+    (), "node", CONNTRACK_SECTION,
+)  # fmt: skip
+_CONNTRACK_HELP = {
+    "found": "Look-ups that found an entry other than by the packet's own connection.",
+    "invalid": "Packets that could not be tracked.",
+    "insert": "Entries inserted outside the fast path.",
+    "insert_failed": "Entries that could not be inserted: another packet of the same tuple was first.",
+    "drop": "Packets dropped because tracking failed, among others for a full table.",
+    "early_drop": "Entries dropped to make room for new ones in a full table.",
+    "error": "Packets dropped for an error in an ICMP or protocol header.",
+    "search_restart": "Look-ups begun again because the table was resized under them.",
+    "clash_resolve": "Insertions that clashed and were resolved.",
+    "chain_too_long": "Insertions refused because their hash bucket's chain was too long.",
+}
+CONNTRACK = {
+    name: Metric(f"vipscope_conntrack_{name}_total", "counter", text, (), "node", CONNTRACK_SECTION)
+    for name, text in _CONNTRACK_HELP.items()
+}
+"""Statistic -> its counter."""
+
+TCP_SYN_RETRANSMITS = Metric(
+    "vipscope_tcp_syn_retransmits_total", "counter",
+    "SYN and SYN-ACK segments sent again: each is a connection that waited a second or more.",
+    (), "node", PRESSURE_SECTION,
+)  # fmt: skip
+SOFTNET_DROPPED = Metric(
+    "vipscope_softnet_dropped_total", "counter", "Packets dropped at a full input queue, all CPUs.",
+    (), "node", PRESSURE_SECTION,
+)  # fmt: skip
+SOFTNET_SQUEEZED = Metric(
+    "vipscope_softnet_time_squeezed_total", "counter",
+    "Times that packet processing ran out of its time slice with work left, all CPUs.",
+    (), "node", PRESSURE_SECTION,
+)  # fmt: skip
+SOFTIRQ_SECONDS = Metric(
+    "vipscope_cpu_softirq_seconds_total", "counter", "CPU time spent in softirqs, all CPUs.",
+    (), "node", PRESSURE_SECTION,
+)  # fmt: skip
+LOCK_HELD = Metric(
+    "vipscope_xtables_lock_held", "gauge",
+    "Holders of /run/xtables.lock; absent where other processes' locks cannot be seen.",
+    (), "node", PRESSURE_SECTION,
+)  # fmt: skip
+LOCK_WAITERS = Metric(
+    "vipscope_xtables_lock_waiters", "gauge",
+    "Processes blocked on /run/xtables.lock; absent where they cannot be seen.",
+    (), "node", PRESSURE_SECTION,
+)  # fmt: skip
+
+KUBE_PROXY_UP = Metric(
+    "vipscope_kube_proxy_up", "gauge", "1 when kube-proxy's /healthz says that it is healthy.",
+    (), "node", KUBE_PROXY_SECTION,
+)  # fmt: skip
+KUBE_PROXY_SYNC_PENDING = Metric(
+    "vipscope_kube_proxy_sync_pending_seconds", "gauge",
+    "How long kube-proxy has had a change queued that it has not synchronised; 0 when none is.",
+    (), "node", KUBE_PROXY_SECTION,
+)  # fmt: skip
+KUBE_PROXY_LAST_SYNC = Metric(
+    "vipscope_kube_proxy_last_sync_timestamp_seconds", "gauge",
+    "Unix time of kube-proxy's last successful synchronisation.",
+    (), "node", KUBE_PROXY_SECTION,
+)  # fmt: skip
+KUBE_PROXY_RESTORE_FAILURES = Metric(
+    "vipscope_kube_proxy_restore_failures_total", "counter",
+    "Writes of rules that kube-proxy reports as failed.",
+    (), "node", KUBE_PROXY_SECTION,
+)  # fmt: skip
+KUBE_PROXY_INTENDED_RULES = Metric(
+    "vipscope_kube_proxy_intended_rules", "gauge",
+    "Rules that kube-proxy means to have written; it keeps this number when the write fails.",
+    ("family", "table"), "node", KUBE_PROXY_SECTION,
+)  # fmt: skip
+
+CATALOGUE: tuple[Metric, ...] = tuple(
+    dict.fromkeys(
+        each
+        for value in list(globals().values())
+        for each in (value.values() if isinstance(value, dict) else (value,))
+        if isinstance(each, Metric)
+    )
+)
+"""Every metric, in the order in which this file spells them."""

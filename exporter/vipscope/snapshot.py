@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 
 class Outcome(enum.StrEnum):
@@ -46,6 +47,26 @@ class BrokenError(ReadError):
     """What was read cannot be understood: truncated, corrupt, or of an unknown shape."""
 
 
+
+
+Verdict = Literal["", "accept", "drop", "return"]
+"""How a rule ends the evaluation of its chain (return) or of the hook's base chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What of a rule decides a first packet's way."""
+
+    target: str = ""
+    """The chain that it jumps or goes to."""
+    goto: bool = False
+    """Whether evaluation does not come back from the target."""
+    verdict: Verdict = ""
+    """Its final verdict, when it ends the chain or the hook."""
+    always: bool = False
+    """Whether every new connection's first packet meets its conditions."""
+    lookup: str = ""
+    """The named verdict map that it looks the packet up in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,34 +10,14 @@ owner's chain ahead of kube-proxy's counts with all its rules; a jump under a co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from vipscope.dataplane.naming import service_of
+from vipscope.snapshot import Rule
 
 SERVICES_CHAIN = "KUBE-SERVICES"
 SERVICES_MAP = "service-ips"
 MOST_RULES = 2_000_000
 """Where the walk gives up: chains that fan out into each other can be walked for ever."""
-
-Verdict = Literal["", "accept", "drop", "return"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What of a rule decides a first packet's way."""
-
-    target: str = ""
-    """The chain that it jumps or goes to."""
-    goto: bool = False
-    """Whether evaluation does not come back from the target."""
-    verdict: Verdict = ""
-    """Its final verdict, when it ends the chain or the hook."""
-    always: bool = False
-    """Whether every new connection's first packet meets its conditions."""
-    lookup: str = ""
-    """The named verdict map that it looks the packet up in."""
-
 
 Chain = tuple[str, str]
 """(table, chain)."""

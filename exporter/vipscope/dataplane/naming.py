@@ -56,20 +56,22 @@ _PREFIX_CLASSES = {
 _NFTABLES_EXACT_CLASSES = {
     "services": "services",
     "masquerading": "masquerade",
+    "mark-for-masquerade": "masquerade",
+    "nat-postrouting": "masquerade",
     "nodeport-endpoints-check": "nodeports",
     "firewall-check": "firewall",
     "service-endpoints-check": "filter",
     "cluster-ips-check": "filter",
     "reject-chain": "filter",
 }
-# service-endpoints-check is matched exactly before the prefix service- can claim it.
+# By the word before the first dash; the exact names above come first.
 _NFTABLES_PREFIX_CLASSES = {
-    "service-": "service",
-    "local-": "service-local",
-    "external-": "external",
-    "firewall-": "firewall",
-    "endpoint-": "endpoint",
-    "filter-": "filter",
+    "service": "service",
+    "local": "service-local",
+    "external": "external",
+    "firewall": "firewall",
+    "endpoint": "endpoint",
+    "filter": "filter",
 }
 
 
@@ -82,17 +84,15 @@ def owner(table: str, chain: str) -> str:
 
 def chain_class(table: str, chain: str) -> tuple[str, str]:
     """(owner, class) of a chain; class is "" unless the owner is kube-proxy."""
+    if table == KUBE_PROXY_TABLE:
+        exact = _NFTABLES_EXACT_CLASSES.get(chain)
+        return KUBE_PROXY, exact or _NFTABLES_PREFIX_CLASSES.get(chain.partition("-")[0], "other")
+    # First what tens of thousands of chains are called.
+    by_prefix = _PREFIX_CLASSES.get(chain[:9]) or _PREFIX_CLASSES.get(chain[:8])
+    if by_prefix:
+        return KUBE_PROXY, by_prefix
     who = owner(table, chain)
-    if who != KUBE_PROXY:
-        return who, ""
-    exact, prefixes = (
-        (_NFTABLES_EXACT_CLASSES, _NFTABLES_PREFIX_CLASSES)
-        if table == KUBE_PROXY_TABLE
-        else (_EXACT_CLASSES, _PREFIX_CLASSES)
-    )
-    if chain in exact:
-        return who, exact[chain]
-    return who, next((name for prefix, name in prefixes.items() if chain.startswith(prefix)), "other")
+    return who, _EXACT_CLASSES.get(chain, "other") if who == KUBE_PROXY else ""
 
 
 def set_name(name: str) -> str:

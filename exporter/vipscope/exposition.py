@@ -1,0 +1,234 @@
+"""Snapshot in, exposition text out.
+
+`body` and `vitals` are pure: records to prometheus_client families. `Exposition` renders them, off the
+event loop and once a snapshot, however many ask at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import platform
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
+
+from prometheus_client import exposition as formats
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector as Registry
+
+from vipscope import __version__
+from vipscope import metrics as m
+from vipscope.dataplane.mode import proxy_modes
+from vipscope.snapshot import (
+    Conntrack,
+    Ipvs,
+    KubeProxy,
+    Outcome,
+    Pressure,
+    Record,
+    Ruleset,
+    Snapshot,
+)
+
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+OPENMETRICS_END = b"# EOF\n"
+
+R = TypeVar("R", bound=Record)
+
+
+class _Families:
+    """Families by metric, in catalogue order, whichever collector adds to them first."""
+
+    def __init__(self) -> None:
+        self._samples: dict[m.Metric, m.Samples] = {}
+
+    def add(self, metric: m.Metric, *labels: str, value: float | None) -> None:
+        """Add a sample; None is no sample."""
+        if value is None:
+            return
+        if metric not in self._samples:
+            self._samples[metric] = m.Samples(metric)
+        self._samples[metric].add(*labels, value=value)
+
+    def families(self) -> list[Family]:
+        return [self._samples[each].family for each in m.CATALOGUE if each in self._samples]
+
+
+def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
+    """All that follows from the records of the wanted collectors."""
+    out = _Families()
+    if Outcome.OK in {snapshot.readings[name].outcome for name in wanted & snapshot.readings.keys()}:
+        for mode, present in proxy_modes(snapshot, wanted).items():
+            out.add(m.PROXY_MODE, mode, value=present)
+    for name, reading in sorted(snapshot.readings.items()):
+        if name not in wanted or reading.record is None:
+            continue
+        match reading.record:
+            case Ruleset() as ruleset:
+                _ruleset(out, ruleset)
+            case Ipvs() as ipvs:
+                _ipvs(out, ipvs)
+            case Conntrack() as conntrack:
+                _conntrack(out, conntrack)
+            case Pressure() as pressure:
+                _pressure(out, pressure)
+            case KubeProxy() as kube_proxy:
+                _kube_proxy(out, kube_proxy)
+    return out.families()
+
+
+def _ruleset(out: _Families, ruleset: Ruleset) -> None:
+    for key, count in sorted(ruleset.counts.items()):
+        out.add(m.RULES, ruleset.backend, *key, value=count.rules)
+        out.add(m.CHAINS, ruleset.backend, *key, value=count.chains)
+    for key3, elements in sorted(ruleset.set_elements.items()):
+        out.add(m.SET_ELEMENTS, *key3, value=elements)
+    for family, depths in sorted(ruleset.depths.items()):
+        for quantile in QUANTILES:
+            if depths:
+                value = nearest_rank(depths, quantile)
+                out.add(m.SERVICE_RULE_DEPTH, family, f"{quantile:g}", value=value)
+    for key2, (entries, size) in sorted(ruleset.table_sizes.items()):
+        out.add(m.XTABLES_ENTRIES, *key2, value=entries)
+        out.add(m.XTABLES_BYTES, *key2, value=size)
+    out.add(m.GENERATION, value=ruleset.generation)
+    if ruleset.follow is None:
+        return
+    for process, count_ in sorted(ruleset.follow.transactions.items()):
+        out.add(m.TRANSACTIONS, process, value=count_)
+    for change, count_ in sorted(ruleset.follow.changes.items()):
+        out.add(m.CHANGES, *change, value=count_)
+    for reason, count_ in sorted(ruleset.follow.resyncs.items()):
+        out.add(m.RESYNCS, reason, value=count_)
+    out.add(m.LAST_CHANGE, value=ruleset.follow.last_change)
+
+
+def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
+    """The smallest value that at least `quantile` of all values do not exceed."""
+    return ascending[max(0, math.ceil(quantile * len(ascending)) - 1)]
+
+
+def _ipvs(out: _Families, ipvs: Ipvs) -> None:
+    for key3, count in sorted(ipvs.virtual_servers.items()):
+        out.add(m.IPVS_VIRTUAL_SERVERS, *key3, value=count)
+    for key2, count in sorted(ipvs.empty_virtual_servers.items()):
+        out.add(m.IPVS_EMPTY_VIRTUAL_SERVERS, *key2, value=count)
+    for key3, count in sorted(ipvs.real_servers.items()):
+        out.add(m.IPVS_REAL_SERVERS, *key3, value=count)
+    out.add(m.IPVS_CONNECTIONS, "active", value=ipvs.active_connections)
+    out.add(m.IPVS_CONNECTIONS, "inactive", value=ipvs.inactive_connections)
+    out.add(m.IPVS_CONNECTIONS_TOTAL, value=ipvs.connections)
+    for direction, count in sorted(ipvs.packets.items()):
+        out.add(m.IPVS_PACKETS, direction, value=count)
+    for direction, count in sorted(ipvs.bytes.items()):
+        out.add(m.IPVS_BYTES, direction, value=count)
+    for name, value in sorted(ipvs.sysctls.items()):
+        out.add(m.IPVS_SYSCTL, name, value=value)
+    out.add(m.IPVS_SERVICES, value=ipvs.services)
+
+
+def _conntrack(out: _Families, conntrack: Conntrack) -> None:
+    out.add(m.CONNTRACK_ENTRIES, value=conntrack.entries)
+    out.add(m.CONNTRACK_LIMIT, value=conntrack.limit)
+    out.add(m.CONNTRACK_BUCKETS, value=conntrack.buckets)
+    for name, value in conntrack.statistics.items():
+        out.add(m.CONNTRACK[name], value=value)
+
+
+def _pressure(out: _Families, pressure: Pressure) -> None:
+    out.add(m.TCP_SYN_RETRANSMITS, value=pressure.tcp_syn_retransmits)
+    out.add(m.SOFTNET_DROPPED, value=pressure.softnet_dropped)
+    out.add(m.SOFTNET_SQUEEZED, value=pressure.softnet_time_squeezed)
+    out.add(m.SOFTIRQ_SECONDS, value=pressure.softirq_seconds)
+    out.add(m.LOCK_HELD, value=pressure.xtables_lock_held)
+    out.add(m.LOCK_WAITERS, value=pressure.xtables_lock_waiters)
+
+
+def _kube_proxy(out: _Families, kube_proxy: KubeProxy) -> None:
+    out.add(m.KUBE_PROXY_UP, value=kube_proxy.healthy)
+    out.add(m.KUBE_PROXY_SYNC_PENDING, value=kube_proxy.sync_pending_seconds)
+    out.add(m.KUBE_PROXY_LAST_SYNC, value=kube_proxy.last_sync)
+    out.add(m.KUBE_PROXY_RESTORE_FAILURES, value=kube_proxy.restore_failures)
+    for key, value in sorted(kube_proxy.intended_rules.items()):
+        out.add(m.KUBE_PROXY_INTENDED_RULES, *key, value=value)
+
+
+def vitals(
+    snapshot: Snapshot, wanted: Collection[str], now: float, body_series: int
+) -> list[Family]:
+    """What is true of the exporter itself at the moment of the scrape, ages among it."""
+    out = _Families()
+    out.add(m.BUILD_INFO, __version__, platform.python_version(), value=1)
+    node = snapshot.node
+    out.add(m.NODE_INFO, node.nodename, node.zone, node.kernel, value=1)
+    for name, reading in sorted(snapshot.readings.items()):
+        if name not in wanted:
+            continue
+        for state in Outcome:
+            out.add(m.COLLECTOR_STATE, name, state.value, value=reading.outcome is state)
+        if reading.duration is not None:
+            out.add(m.COLLECTOR_DURATION, name, value=reading.duration)
+            out.add(m.COLLECTOR_CPU, name, value=reading.cpu_seconds)
+        out.add(m.COLLECTOR_LAST_SUCCESS, name, value=reading.last_success)
+        if isinstance(reading.record, Ruleset):
+            age = max(0.0, now - reading.record.counted_at)
+            out.add(m.SNAPSHOT_AGE, reading.record.backend, value=age)
+    families = out.families()
+    own = sum(len(each.samples) for each in families) + 1
+    out.add(m.SERIES, value=body_series + own)
+    return out.families()
+
+
+class _Rendered(Registry):
+    """Families as the registry that prometheus_client's encoders take."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Family]:
+        return self._families
+
+
+Encoder = Callable[[Registry], bytes]
+
+
+def choose_encoder(accept: str) -> tuple[Encoder, str]:
+    """The encoder and content type for an Accept header; plain text for one that makes no sense."""
+    try:
+        encoder, content_type = formats.choose_encoder(accept)
+        encoder(_Rendered(()))
+    except (TypeError, ValueError):  # what prometheus_client raises for a version such as "9z"
+        encoder, content_type = formats.choose_encoder("")
+    return encoder, content_type
+
+
+class Exposition:
+    """Renders snapshots. A snapshot's body is rendered once a selection and format, in a thread."""
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+        self._bodies: dict[tuple[frozenset[str], str], asyncio.Future[tuple[bytes, int]]] = {}
+
+    async def render(
+        self, snapshot: Snapshot, wanted: frozenset[str], accept: str, now: float
+    ) -> tuple[bytes, str]:
+        """(exposition, content type) of the wanted collectors in the format that `accept` prefers."""
+        encoder, content_type = choose_encoder(accept)
+        if snapshot is not self._snapshot:
+            self._snapshot, self._bodies = snapshot, {}
+        key = (wanted, content_type)
+        if key not in self._bodies:
+            self._bodies[key] = asyncio.ensure_future(
+                asyncio.to_thread(_encoded_body, snapshot, wanted, encoder)
+            )
+        # Shielded: one scraper that hangs up must not take the text from the others.
+        text, series = await asyncio.shield(self._bodies[key])
+        head = encoder(_Rendered(vitals(snapshot, wanted, now, series)))
+        return head.removesuffix(OPENMETRICS_END) + text, content_type
+
+
+def _encoded_body(
+    snapshot: Snapshot, wanted: frozenset[str], encoder: Encoder
+) -> tuple[bytes, int]:
+    families = body(snapshot, wanted)
+    return encoder(_Rendered(families)), sum(len(each.samples) for each in families)

@@ -1,0 +1,201 @@
+"""The socket to the kernel's netfilter subsystems, and the messages on it.
+
+A request is made of a `Get` and attributes; there is no other way to put bytes on the socket, so what
+goes to the kernel can only be a question. Formats: linux/netlink.h, linux/netfilter/nfnetlink.h.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+from vipscope.snapshot import AbsentError, BrokenError, DeniedError
+
+NETLINK_NETFILTER = 12
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+SO_RCVBUFFORCE = 33
+
+NLM_F_REQUEST = 0x1
+NLM_F_DUMP = 0x300
+NLM_F_DUMP_INTR = 0x10
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+
+HEADER = 20
+"""Bytes of a netlink header and the nfgenmsg (family, version, resource) after it."""
+ATTRIBUTE_TYPE = 0x3FFF
+"""Without the flags for nested and big-endian attributes."""
+BUFFER = 32768
+"""The kernel fills at most 32 KiB of a dump at once; a smaller buffer would mean more calls."""
+RECEIVE_TIMEOUT = 5
+"""Seconds; the kernel answers a dump while it is asked, so silence means that something is wrong."""
+
+_MESSAGE = struct.Struct("=IHHIIBBH")
+_LENGTH_TYPE = struct.Struct("=HH")
+
+
+class Get(enum.IntEnum):
+    """All that can be asked: nf_tables' GET messages (linux/netfilter/nf_tables.h)."""
+
+    TABLE = 10 << 8 | 1
+    CHAIN = 10 << 8 | 4
+    RULE = 10 << 8 | 7
+    SET = 10 << 8 | 10
+    SET_ELEMENTS = 10 << 8 | 13
+    GENERATION = 10 << 8 | 16
+
+
+class InterruptedDumpError(Exception):
+    """The ruleset changed during a dump, which may have missed or repeated something."""
+
+
+def string_attribute(kind: int, value: str) -> bytes:
+    """A zero-terminated string as a netlink attribute, padded."""
+    data = value.encode("utf-8", "surrogateescape") + b"\0"
+    return _LENGTH_TYPE.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(type, payload) of each attribute in a payload. Raises BrokenError on a length that lies."""
+    offset, end = 0, len(data)
+    while offset + 4 <= end:
+        length, kind = _LENGTH_TYPE.unpack_from(data, offset)
+        if length < 4 or offset + length > end:
+            raise BrokenError(f"netlink attribute of {length} bytes where {end - offset} are left")
+        yield kind & ATTRIBUTE_TYPE, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def text(payload: memoryview) -> str:
+    """A string attribute's value. Bytes that are no UTF-8 survive a round trip to the kernel."""
+    return bytes(payload).rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+def number(payload: memoryview) -> int:
+    """An unsigned big-endian number of 1 to 8 bytes."""
+    return int.from_bytes(payload, "big")
+
+
+def messages(data: memoryview) -> Iterator[tuple[int, int, int, int, memoryview]]:
+    """(type, flags, family, resource, attributes) of each message in a datagram.
+
+    Raises BrokenError on a length that lies, and what `check_error` raises for an error message.
+    """
+    offset, end = 0, len(data)
+    while offset < end:
+        if end - offset < HEADER:
+            raise BrokenError(f"netlink message cut off after {end - offset} bytes")
+        length, kind, flags, _, _, family, _, resource = _MESSAGE.unpack_from(data, offset)
+        if length < HEADER or offset + length > end:
+            raise BrokenError(f"netlink message of {length} bytes where {end - offset} are left")
+        if kind in (NLMSG_ERROR, NLMSG_DONE):
+            check_error(data[offset : offset + length])
+        yield kind, flags, family, socket.ntohs(resource), data[offset + HEADER : offset + length]
+        offset += (length + 3) & ~3
+
+
+def check_error(message: memoryview) -> None:
+    """Raise what an NLMSG_ERROR or NLMSG_DONE message says; 0 and above is no error."""
+    code = -struct.unpack_from("=i", message, 16)[0]
+    if code <= 0:
+        return
+    reason = os.strerror(code)
+    if code in (errno.EPERM, errno.EACCES):
+        raise DeniedError(f"{reason}: needs NET_ADMIN")
+    if code in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+        raise AbsentError(f"the kernel knows no such request: {reason}")
+    if code == errno.EINTR:
+        raise InterruptedDumpError(reason)
+    raise BrokenError(f"the kernel answered: {reason}")
+
+
+class GetSocket:
+    """Asks, and reads the answers. After an exception it must be closed: answers may be pending."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+        )
+        # Not settimeout(), which would cost a poll() for every recv().
+        timeout = struct.pack("@ll", RECEIVE_TIMEOUT, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self.buffer = bytearray(BUFFER)
+        self.view = memoryview(self.buffer)
+
+    def close(self) -> None:
+        """Give back the socket."""
+        self._socket.close()
+
+    def ask(self, get: Get, family: int, body: bytes = b"", *, dump: bool) -> None:
+        """Send a request: the family, and attributes that narrow it down."""
+        flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)
+        self._socket.send(
+            _MESSAGE.pack(HEADER + len(body), Get(get), flags, 0, 0, family, 0, 0) + body
+        )
+
+    def ask_by_name(
+        self, get: Get, family: int, body: bytes, kind: int
+    ) -> Callable[[str], None]:
+        """Like `ask` for many dumps whose bodies differ in a last string attribute only.
+
+        What does not differ is packed once a length of name: at 70,000 chains this is a third of
+        the interpreter's work.
+        """
+        get, send = Get(get), self._socket.send
+        packed: dict[int, tuple[bytes, bytes]] = {}
+
+        def ask(name: str) -> None:
+            data = name.encode("utf-8", "surrogateescape")
+            parts = packed.get(len(data))
+            if parts is None:
+                attribute = string_attribute(kind, "x" * len(data))
+                whole = HEADER + len(body) + len(attribute)
+                flags = NLM_F_REQUEST | NLM_F_DUMP
+                head = _MESSAGE.pack(whole, get, flags, 0, 0, family, 0, 0)
+                tail = attribute[4 + len(data) :]
+                parts = packed[len(data)] = (head + body + attribute[:4], tail)
+            send(parts[0] + data + parts[1])
+
+        return ask
+
+    def receive(self) -> int:
+        """Fill `buffer` with the next datagram; its length in bytes."""
+        try:
+            length = self._socket.recv_into(self.buffer, 0, socket.MSG_TRUNC)
+        except BlockingIOError:
+            raise BrokenError(f"no answer from the kernel in {RECEIVE_TIMEOUT} s") from None
+        if length > BUFFER:
+            raise BrokenError(f"netlink datagram of {length} bytes, at most {BUFFER} were expected")
+        return length
+
+    def dump(
+        self, get: Get, family: int, body: bytes = b""
+    ) -> Iterator[tuple[int, int, memoryview]]:
+        """(family, resource, attributes) of each object.
+
+        The payload is only valid until the next one is asked for. Raises InterruptedDumpError when
+        the ruleset changed meanwhile, once all objects were read.
+        """
+        self.ask(get, family, body, dump=True)
+        interrupted = False
+        while True:
+            length = self.receive()
+            for kind, flags, of, resource, payload in messages(self.view[:length]):
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if kind == NLMSG_DONE:
+                    if interrupted:
+                        raise InterruptedDumpError
+                    return
+                yield of, resource, payload
+
+    def one(self, get: Get, family: int) -> memoryview:
+        """The attributes of the one message that answers."""
+        self.ask(get, family, dump=False)
+        for _, _, _, _, payload in messages(self.view[: self.receive()]):
+            return payload
+        raise BrokenError("empty answer from the kernel")

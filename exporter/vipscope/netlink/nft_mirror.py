@@ -1,0 +1,280 @@
+"""nf_tables as it is now, kept so at the cost of what changes.
+
+A mirror is read once in full. After that it takes the kernel's notifications: chains, sets and
+elements follow from these alone; a chain whose rules changed is read again, and only it. Two orders make
+this exact: the notifications are subscribed to before the full read, and whoever uses the mirror
+compares the kernel's generation with that of the last commit it was told of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vipscope.dataplane.depth import service_depths
+from vipscope.dataplane.naming import KUBE_PROXY_TABLE, chain_class, set_name
+from vipscope.netlink.nf_tables import FAMILIES, PREROUTING, ChainHead, Reader, SetHead
+from vipscope.netlink.nfnetlink import InterruptedDumpError
+from vipscope.netlink.nft_notify import (
+    Change,
+    ChainChange,
+    ElementChange,
+    SetChange,
+    TableChange,
+)
+from vipscope.snapshot import Count, Rule
+
+# Which families' chains a packet of each address family passes.
+_PATHS = {"ipv4": ("ipv4", "inet"), "ipv6": ("ipv6", "inet")}
+
+TableKey = tuple[int, str]
+"""(nf_tables family, table)."""
+
+
+class LostTrackError(Exception):
+    """What was notified does not fit what was read: everything has to be read again."""
+
+
+@dataclass(slots=True)
+class _Table:
+    chains: dict[str, int] = field(default_factory=dict)
+    """Chain -> rules."""
+    hooks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Base chain -> (hook, priority)."""
+    sets: dict[str, set[bytes]] = field(default_factory=dict)
+    """kube-proxy's named sets and maps -> keys of their elements."""
+    expiring: set[str] = field(default_factory=set)
+    """Those of them whose elements come and go unnotified."""
+    counts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    """(owner, class) -> [rules, chains]."""
+    newest: int = 0
+    """The highest chain handle seen; handles only grow."""
+
+
+class Mirror:
+    """The tables of one network namespace."""
+
+    def __init__(self) -> None:
+        self._tables: dict[TableKey, _Table] = {}
+        self._unread_chains: set[tuple[int, str, str]] = set()
+        self._unread_sets: set[tuple[int, str, str]] = set()
+        self._way: dict[tuple[int, str, str], Sequence[Rule]] = {}
+        """Rules of the chains that a first packet passes, decoded."""
+        self._depths: dict[str, tuple[int, ...]] = {}
+        """Address family -> depths; missing when they have to be walked again."""
+
+    def read(self, reader: Reader) -> None:
+        """Read everything. Raises InterruptedDumpError when a commit came between."""
+        self.__init__()  # type: ignore[misc]
+        for family, name in reader.tables():
+            self._tables[family, name] = _Table()
+        for chain in reader.chains():
+            self._add_chain(chain)
+        for each in reader.sets():
+            self._add_set(each)
+        self._unread_chains.clear()
+        for (family, name), table in self._tables.items():
+            names = list(table.chains)
+            for chain_name, rules in zip(
+                names, reader.count_rules(family, name, names), strict=True
+            ):
+                self._set_rules(name, table, chain_name, rules)
+        self.refresh(reader)
+
+    def apply(self, changes: Iterator[Change] | Sequence[Change]) -> None:
+        """Take changes in the kernel's order. Raises LostTrackError."""
+        for change in changes:
+            match change:
+                case ChainChange(added, chain):
+                    if added:
+                        self._take_new_chain(chain)
+                    else:
+                        self._remove_chain(chain)
+                case ElementChange(added, family, table, name, keys):
+                    held = self._sets(family, table).get(name)
+                    if held is not None:
+                        if added:
+                            held.update(keys)
+                        else:
+                            held.difference_update(keys)
+                        self._depths.clear()
+                case SetChange(added, head):
+                    if not added:
+                        self._sets(head.family, head.table).pop(head.name, None)
+                    elif head.name not in self._sets(head.family, head.table):
+                        self._add_set(head)
+                case TableChange(added, family, table):
+                    if added:
+                        self._tables.setdefault((family, table), _Table())
+                    else:
+                        self._tables.pop((family, table), None)
+                        self._forget_way(family, table)
+
+    def mark(self, chains: set[tuple[int, str, str]]) -> None:
+        """Take note of chains, as (family, table, chain), in which rules came or went."""
+        self._unread_chains |= chains
+
+    @property
+    def unread(self) -> bool:
+        """Whether anything has to be read again before the mirror is what the kernel holds."""
+        return bool(self._unread_chains or self._unread_sets)
+
+    def refresh(self, reader: Reader) -> None:
+        """Read again what changed, and only that. Raises InterruptedDumpError."""
+        while self._unread_chains:
+            key = family, name, chain = self._unread_chains.pop()
+            table = self._tables.get((family, name))
+            if table is None or chain not in table.chains:
+                continue  # gone since
+            if key in self._way:
+                self._way[key] = reader.rules(*key)
+                self._depths.clear()
+                rules = len(self._way[key])
+            else:
+                rules = next(reader.count_rules(family, name, (chain,)))
+            self._set_rules(name, table, chain, rules)
+        for set_key in list(self._unread_sets):
+            self._read_set(reader, set_key)
+            self._unread_sets.discard(set_key)
+
+    def refresh_expiring(self, reader: Reader) -> None:
+        """Read the sets whose elements come and go unnotified. Raises InterruptedDumpError."""
+        for (family, name), table in self._tables.items():
+            for each in table.expiring & table.sets.keys():
+                self._read_set(reader, (family, name, each))
+
+    def has_tables(self, tables: Sequence[TableKey]) -> bool:
+        """Whether these are all its tables: one that dies with its owner is not notified."""
+        return self._tables.keys() == set(tables)
+
+    def counts(self) -> Mapping[tuple[str, str, str, str], Count]:
+        """(family, table, owner, class) -> rules and chains."""
+        return {
+            (label(family), printable(name), owner, kind): Count(rules, chains)
+            for (family, name), table in self._tables.items()
+            for (owner, kind), (rules, chains) in table.counts.items()
+            if chains
+        }
+
+    def set_elements(self) -> Mapping[tuple[str, str, str], int]:
+        """(family, table, set) -> elements of kube-proxy's named sets and maps."""
+        result: dict[tuple[str, str, str], int] = {}
+        for (family, name), table in self._tables.items():
+            for each, keys in table.sets.items():
+                key = label(family), printable(name), printable(set_name(each))
+                result[key] = result.get(key, 0) + len(keys)
+        return result
+
+    def depths(self, reader: Reader) -> Mapping[str, tuple[int, ...]]:
+        """Address family -> rules before each Service's own, where any Service is reached.
+
+        Reads the rules of the chains that a first packet passes, once for each change of them.
+        """
+        if not self._depths:
+            for family, passed in _PATHS.items():
+                self._depths[family] = self._walk(reader, passed)
+        return {family: found for family, found in self._depths.items() if found}
+
+    def _walk(self, reader: Reader, passed: Sequence[str]) -> tuple[int, ...]:
+        hooked = sorted(
+            (priority, passed.index(label(family)), (family, name), chain)
+            for (family, name), table in self._tables.items()
+            if label(family) in passed
+            for chain, (hook, priority) in table.hooks.items()
+            if hook == PREROUTING
+        )
+        keys = {_way_name(key): key for _, _, key, _ in hooked}
+
+        def rules(chain: tuple[str, str]) -> Sequence[Rule]:
+            family, table = keys[chain[0]]
+            key = family, table, chain[1]
+            if key not in self._way:
+                self._way[key] = reader.rules(*key)
+            return self._way[key]
+
+        def size(table: str, name: str) -> int:
+            return len(self._tables[keys[table]].sets.get(name, ()))
+
+        return service_depths([(_way_name(key), chain) for _, _, key, chain in hooked], rules, size)
+
+    def _sets(self, family: int, table: str) -> dict[str, set[bytes]]:
+        held = self._tables.get((family, table))
+        return {} if held is None else held.sets
+
+    def _take_new_chain(self, chain: ChainHead) -> None:
+        table = self._tables.setdefault((chain.family, chain.table), _Table())
+        if chain.name not in table.chains and chain.handle <= table.newest:
+            # An old handle under a new name: a chain was renamed. The old name is not notified.
+            raise LostTrackError(f"chain {chain.name} was renamed")
+        self._add_chain(chain)
+
+    def _add_chain(self, chain: ChainHead) -> None:
+        table = self._tables.setdefault((chain.family, chain.table), _Table())
+        table.newest = max(table.newest, chain.handle)
+        if chain.hook is not None:
+            table.hooks[chain.name] = chain.hook, chain.priority
+            self._depths.clear()
+        if chain.name not in table.chains:
+            table.chains[chain.name] = 0
+            _count(chain.table, table, chain.name, 0, 1)
+
+    def _remove_chain(self, chain: ChainHead) -> None:
+        table = self._tables.get((chain.family, chain.table))
+        if table is None or chain.name not in table.chains:
+            return
+        _count(chain.table, table, chain.name, -table.chains.pop(chain.name), -1)
+        if table.hooks.pop(chain.name, None) is not None:
+            self._depths.clear()
+        self._way.pop((chain.family, chain.table, chain.name), None)
+
+    def _set_rules(self, name: str, table: _Table, chain: str, rules: int) -> None:
+        before = table.chains[chain]
+        if rules != before:
+            table.chains[chain] = rules
+            _count(name, table, chain, rules - before, 0)
+
+    def _add_set(self, head: SetHead) -> None:
+        if head.table != KUBE_PROXY_TABLE or head.anonymous:
+            return
+        table = self._tables.setdefault((head.family, head.table), _Table())
+        table.sets[head.name] = set()
+        if head.expiring:
+            table.expiring.add(head.name)
+        else:
+            table.expiring.discard(head.name)
+        self._unread_sets.add((head.family, head.table, head.name))
+
+    def _read_set(self, reader: Reader, key: tuple[int, str, str]) -> None:
+        family, name, each = key
+        held = self._sets(family, name)
+        if each in held:
+            held[each] = reader.elements(*key)
+            self._depths.clear()
+
+    def _forget_way(self, family: int, table: str) -> None:
+        self._depths.clear()
+        for key in [key for key in self._way if key[:2] == (family, table)]:
+            del self._way[key]
+
+
+def label(family: int) -> str:
+    """A family as a label's value."""
+    return FAMILIES.get(family, str(family))
+
+
+def printable(name: str) -> str:
+    """A name from the kernel as a label's value: bytes that are no UTF-8 as backslash escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _way_name(key: TableKey) -> str:
+    return f"{key[0]} {key[1]}"
+
+
+def _count(name: str, table: _Table, chain: str, rules: int, chains: int) -> None:
+    key = chain_class(name, chain)
+    count = table.counts.get(key)
+    if count is None:
+        count = table.counts[key] = [0, 0]
+    count[0] += rules
+    count[1] += chains

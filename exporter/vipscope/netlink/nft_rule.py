@@ -1,0 +1,228 @@
+"""What a rule of nf_tables does with a new connection's first packet.
+
+A rule is a list of expressions. The last one says where the packet goes; the ones before it are
+conditions, loads into registers, or side effects. This decoder knows which conditions every first
+packet of a new connection meets; any other makes the rule conditional.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from vipscope.netlink.nfnetlink import ATTRIBUTE_TYPE, attributes, number, text
+from vipscope.snapshot import BrokenError, Rule, Verdict
+
+EXPRESSIONS = 4  # NFTA_RULE_EXPRESSIONS
+STATE_NEW = 8
+"""The bit of `ct state new`, the same in nft's expression and in iptables' conntrack match."""
+
+_NF_DROP, _NF_ACCEPT = 0, 1
+_JUMP, _GOTO, _RETURN = -3, -4, -5
+_JUMP_CODES = {socket.ntohl(code & 0xFFFFFFFF): code for code in (_JUMP, _GOTO)}
+"""As they stand in a message, which is in network byte order."""
+_VERDICTS: dict[int, Verdict] = {_NF_DROP: "drop", _NF_ACCEPT: "accept", _RETURN: "return"}
+
+_HARMLESS = frozenset((b"counter", b"immediate", b"log", b"objref", b"notrack", b"numgen"))
+"""Expressions that neither stop a packet nor load anything that a condition could ask for."""
+_ENDINGS: dict[bytes, Verdict] = {
+    b"reject": "drop",
+    b"nat": "accept",
+    b"masq": "accept",
+    b"redir": "accept",
+    b"tproxy": "accept",
+}
+"""Statements that end the base chain for the packet."""
+_TARGET_ENDINGS: dict[str, Verdict] = {
+    "REJECT": "drop",
+    "DROP": "drop",
+    "DNAT": "accept",
+    "SNAT": "accept",
+    "MASQUERADE": "accept",
+    "REDIRECT": "accept",
+    "NETMAP": "accept",
+    "TPROXY": "accept",
+    "ACCEPT": "accept",
+}
+"""iptables' targets that do so; the others let the packet go on."""
+
+_LENGTH_TYPE = struct.Struct("=HH").unpack_from
+_CONNTRACK_FLAGS = struct.Struct("=HHH")
+_CONNTRACK_FLAGS_OFFSET = 146
+"""Of match_flags, invert_flags, state_mask in struct xt_conntrack_mtinfo3 (and 2)."""
+
+
+# An `immediate` with the verdict jump or goto, as tens of thousands of rules end: the expression's
+# header and name, its data's header, the register, three nested headers, the code, the chain's header.
+_JUMP_EXPRESSION = struct.Struct("=HH16sHHHHIHHHHHHIHH")
+_IMMEDIATE_NAME = struct.pack("=HH12s", 14, 1, b"immediate")
+
+
+def decode(payload: memoryview) -> Rule:
+    """A rule message's attributes -> Rule. Raises BrokenError."""
+    expressions: list[memoryview] = []
+    for kind, value in attributes(payload):
+        if kind == EXPRESSIONS:
+            expressions = _split(value)
+            break
+    if not expressions:
+        return Rule(always=True)
+    always = _always_met(expressions)
+    last = expressions[-1]
+    if len(last) >= _JUMP_EXPRESSION.size:
+        rule = _jump(last, always)
+        if rule is not None:
+            return rule
+    name, data = _expression(last)
+    if name == b"immediate":
+        return _immediate(data, always)
+    if name == b"lookup":
+        return Rule(always=False, lookup=_verdict_map(data))
+    if name == b"target":
+        return Rule(always=always, verdict=_TARGET_ENDINGS.get(_string(data, 1), ""))
+    return Rule(always=always, verdict=_ENDINGS.get(name, ""))
+
+
+def _split(value: memoryview) -> list[memoryview]:
+    """The expressions of a list, headers included, each still packed: most are never looked into."""
+    parts, offset, end = [], 0, len(value)
+    while offset + 4 <= end:
+        length, _ = _LENGTH_TYPE(value, offset)
+        if length < 4 or offset + length > end:
+            raise BrokenError(f"expression of {length} bytes where {end - offset} are left")
+        parts.append(value[offset : offset + length])
+        offset += (length + 3) & ~3
+    return parts
+
+
+def _jump(packed: memoryview, always: bool) -> Rule | None:
+    """The rule that ends in this expression if it is a jump in the kernel's usual layout."""
+    (_, _, name, _, kind, *register, _, data, _, verdict, _, code_kind, code, length, chain_kind) = (
+        _JUMP_EXPRESSION.unpack_from(packed)
+    )
+    usual = (
+        name == _IMMEDIATE_NAME
+        and (kind & ATTRIBUTE_TYPE, data & ATTRIBUTE_TYPE, verdict & ATTRIBUTE_TYPE) == (2, 2, 2)
+        and register == [8, 1, 0]
+        and code_kind == 1
+        and chain_kind == 2
+        and 4 < length <= len(packed) - _JUMP_EXPRESSION.size + 4
+        and code in _JUMP_CODES
+    )
+    if not usual:
+        return None
+    start = _JUMP_EXPRESSION.size
+    return Rule(
+        target=text(packed[start : start + length - 4]),
+        goto=_JUMP_CODES[code] == _GOTO,
+        always=always,
+    )
+
+
+def _expression(packed: memoryview) -> tuple[bytes, memoryview]:
+    """(name, data) of an expression."""
+    name, data = b"", packed[:0]
+    for kind, value in attributes(packed[4:]):
+        if kind == 1:
+            name = bytes(value).rstrip(b"\0")
+        elif kind == 2:
+            data = value
+    return name, data
+
+
+def _string(data: memoryview, wanted: int) -> str:
+    return next((text(value) for kind, value in attributes(data) if kind == wanted), "")
+
+
+def _immediate(data: memoryview, always: bool) -> Rule:
+    code, chain = None, ""
+    for kind, value in attributes(data):
+        if kind == 2:  # NFTA_IMMEDIATE_DATA
+            for inner, verdict in attributes(value):
+                if inner == 2:  # NFTA_DATA_VERDICT
+                    for part, each in attributes(verdict):
+                        if part == 1:
+                            code = int.from_bytes(each, "big", signed=True)
+                        elif part == 2:
+                            chain = text(each)
+    if code in (_JUMP, _GOTO):
+        return Rule(target=chain, goto=code == _GOTO, always=always)
+    return Rule(always=always, verdict=_VERDICTS.get(code, "") if code is not None else "")
+
+
+def _verdict_map(data: memoryview) -> str:
+    """The map's name if the look-up's answer is a verdict, else ""."""
+    name, register = "", None
+    for kind, value in attributes(data):
+        if kind == 1:
+            name = text(value)
+        elif kind == 3:
+            register = number(value)
+    return name if register == 0 else ""
+
+
+def _always_met(expressions: list[memoryview]) -> bool:
+    """Whether every first packet of a new connection meets all conditions."""
+    state_in: set[int] = set()  # registers that hold the connection's state, NEW
+    for packed in expressions:
+        length, _ = _LENGTH_TYPE(packed, 4)
+        name = bytes(packed[8 : 4 + length]).rstrip(b"\0")
+        if name in _HARMLESS or name in _ENDINGS or name == b"target":
+            continue
+        if name == b"cmp" and not state_in:
+            return False
+        _, data = _expression(packed)
+        values = {kind: bytes(value) for kind, value in attributes(data)}
+        if name == b"match":
+            if not _match_always_met(values):
+                return False
+        elif name == b"meta" and 3 in values:
+            continue  # sets a mark
+        elif name == b"ct" and _number(values, 2) == 0 and 1 in values:
+            state_in.add(_number(values, 1))
+        elif name == b"bitwise" and _number(values, 1) in state_in and _keeps_new(values):
+            state_in.add(_number(values, 2))
+        elif name == b"cmp" and _number(values, 1) in state_in and _is_not_zero(values):
+            continue
+        elif name in (b"payload", b"meta") and 1 in values:
+            state_in.discard(_number(values, 1))
+        else:
+            return False
+    return True
+
+
+def _number(values: dict[int, bytes], kind: int) -> int:
+    return int.from_bytes(values.get(kind, b""), "big")
+
+
+def _data(values: dict[int, bytes], kind: int) -> bytes:
+    """The bytes of a nested NFTA_DATA_VALUE."""
+    inner = memoryview(values.get(kind, b""))
+    return next((bytes(value) for which, value in attributes(inner) if which == 1), b"")
+
+
+def _keeps_new(values: dict[int, bytes]) -> bool:
+    """A mask that lets the bit for NEW through, and nothing that toggles bits."""
+    mask = int.from_bytes(_data(values, 4), "little")
+    return bool(mask & STATE_NEW) and not any(_data(values, 5))
+
+
+def _is_not_zero(values: dict[int, bytes]) -> bool:
+    """`!= 0` (NFT_CMP_NEQ)."""
+    return _number(values, 2) == 1 and not any(_data(values, 3))
+
+
+def _match_always_met(values: dict[int, bytes]) -> bool:
+    """One of iptables' matches: `comment` always, `conntrack --ctstate NEW,…` for a new connection."""
+    name = values.get(1, b"").rstrip(b"\0")
+    if name == b"comment":
+        return True
+    return name == b"conntrack" and conntrack_matches_new(values.get(3, b""))
+
+
+def conntrack_matches_new(info: bytes) -> bool:
+    """Whether a conntrack match's info (struct xt_conntrack_mtinfo2 or 3) asks for NEW and no more."""
+    if len(info) < _CONNTRACK_FLAGS_OFFSET + _CONNTRACK_FLAGS.size:
+        return False
+    match, invert, states = _CONNTRACK_FLAGS.unpack_from(info, _CONNTRACK_FLAGS_OFFSET)
+    return match == 1 and not invert and bool(states & STATE_NEW)
