@@ -72,7 +72,8 @@ class Runner:
 
     async def _run(self, collector: Collector) -> None:
         previous: Reading | None = None
-        while True:
+        # A read that swallows its cancellation does not keep the task alive.
+        while not _stopping():
             reading = await self._read(collector, previous)
             self._log_change(collector.name, previous, reading)
             self._publish(collector.name, reading)
