@@ -118,7 +118,8 @@ class Ipvs:
     """IPVS virtual and real servers and the node's IPVS totals."""
 
     virtual_servers: Mapping[tuple[str, str, str], int]
-    """(family, protocol, scheduler) -> virtual servers."""
+    """(family, protocol, scheduler) -> virtual servers. Family: ipv4, ipv6, or unknown for a firewall
+    mark of which nothing tells it. Protocol: tcp, udp, sctp, fwmark."""
     empty_virtual_servers: Mapping[tuple[str, str], int]
     """(family, protocol) -> virtual servers without a real server."""
     real_servers: Mapping[tuple[str, str, str], int]
@@ -133,8 +134,11 @@ class Ipvs:
     sysctls: Mapping[str, int]
     """/proc/sys/net/ipv4/vs name -> value."""
     services: int | None
-    """Virtual servers by the O(1) request, fresh at each read; None without NET_ADMIN."""
+    """IPv4 virtual servers by the O(1) request, fresh at each read; None without NET_ADMIN."""
     counted_at: float
+    unbound_addresses: Mapping[str, int] | None = None
+    """Family -> addresses of virtual servers that no device of the node has, so that packets to them
+    never reach IPVS: black holes. None where there is no device kube-ipvs0."""
 
 
 @dataclass(frozen=True, slots=True)

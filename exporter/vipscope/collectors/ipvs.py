@@ -1,0 +1,283 @@
+"""IPVS: virtual servers, their real servers, and what passes through them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from vipscope.budget import Budget
+from vipscope.collectors import procfs
+from vipscope.collectors.base import Collector
+from vipscope.netlink import ipvs, links
+from vipscope.settings import Settings
+from vipscope.snapshot import AbsentError, BrokenError, Ipvs
+
+TABLE_INTERVAL = 5.0
+"""Seconds after which the table is read again although the number of services is the same: a change
+of a real server, of a weight or of an IPv6 virtual server shows nowhere else."""
+TABLE_ATTEMPTS = 3
+"""Reads of a table that changes meanwhile, before the previous one is kept."""
+SYSCTLS = ("conn_reuse_mode", "expire_nodest_conn", "run_estimation")
+DUMMY_DEVICE = "kube-ipvs0"
+"""kube-proxy binds the virtual servers' addresses to it, so that the node takes their packets."""
+UNKNOWN = "unknown"
+"""Family of a firewall mark's virtual server that nothing tells."""
+
+_BANNER = re.compile(
+    rb"IP Virtual Server version [0-9.]+ \(size=\d+\)\n"
+    rb"Prot LocalAddress:Port Scheduler Flags\n"
+    rb"  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
+)
+_ADDRESS = rb"([0-9A-F]{8}|\[(?:[0-9a-f]{4}:){7}[0-9a-f]{4}\])"
+_LINE = re.compile(
+    rb"  -> " + _ADDRESS + rb":[0-9A-F]{4} +(\w+) +(-?\d{1,10}) +(\d{1,10}) +(\d{1,10}) *\n"
+    rb"|(?:(TCP|UDP|SCTP)  " + _ADDRESS + rb":([0-9A-F]{4})|FWM  ([0-9A-F]{8})) ([\w-]+) +"
+    rb"(?:ops +)?(?:persistent \d+ [0-9A-F]{8})?\n"
+)
+_STATS = re.compile(
+    rb" *Total Incoming Outgoing +Incoming +Outgoing\n *Conns +Packets +Packets +Bytes +Bytes\n"
+    rb" *([0-9A-F]{1,16}) +([0-9A-F]{1,16}) +([0-9A-F]{1,16}) +([0-9A-F]{1,16}) +([0-9A-F]{1,16})\n"
+)
+
+
+@dataclass(slots=True)
+class VirtualServer:
+    """A virtual server, and the sums over its real servers."""
+
+    family: str
+    """ipv4, ipv6; UNKNOWN while nothing has told that of a firewall mark."""
+    protocol: str
+    """tcp, udp, sctp or fwmark."""
+    address: bytes
+    """4 or 16 bytes; b"" of a firewall mark."""
+    port: bytes
+    """The port, or the firewall mark, as it is printed."""
+    scheduler: str
+    active: int = 0
+    """Real servers with a weight above 0."""
+    drained: int = 0
+    active_connections: int = 0
+    inactive_connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The sums over all virtual servers, as of one read. The first five are those of `Ipvs`."""
+
+    virtual_servers: Mapping[tuple[str, str, str], int]
+    empty_virtual_servers: Mapping[tuple[str, str], int]
+    real_servers: Mapping[tuple[str, str, str], int]
+    active_connections: int
+    inactive_connections: int
+    unbound_addresses: Mapping[str, int] | None
+    services: int | None
+    """What `ipvs.ipv4_services` said at the time."""
+    read_at: float
+    """Unix time."""
+    read_at_monotonic: float
+
+
+class IpvsCollector(Collector):
+    """Reads IPVS of this network namespace, its O(1) totals each time.
+
+    The table costs more: it is read when the number of services has changed, and every few seconds,
+    both as the CPU budget allows. Absent when IPVS is not in the kernel; looking does not load it.
+    """
+
+    name = "ipvs"
+    interval = 1.0
+    timeout = 30.0
+
+    def __init__(self, settings: Settings, budget: Budget) -> None:
+        super().__init__(settings, budget)
+        self._table: Table | None = None
+
+    async def read(self) -> Ipvs:
+        """The O(1) totals of now, and the table as of `counted_at`.
+
+        Raises AbsentError without IPVS, BrokenError for what cannot be understood.
+        """
+        return await self.worker.run(self._read, self.budget.solvent())
+
+    def _read(self, solvent: bool) -> Ipvs:
+        table, self._table = self._table, None  # whatever fails here, the next read begins anew
+        totals = parse_totals(procfs.read(self.settings.procfs / "net/ip_vs_stats"))
+        connections, packets_in, packets_out, bytes_in, bytes_out = totals
+        services = ipvs.ipv4_services()
+        if table is None or (solvent and _is_due(table, services)):
+            table = self._read_table() or table
+        if table is None:
+            raise BrokenError(f"the table changed during each of {TABLE_ATTEMPTS} reads")
+        self._table = table
+        return Ipvs(
+            virtual_servers=table.virtual_servers,
+            empty_virtual_servers=table.empty_virtual_servers,
+            real_servers=table.real_servers,
+            active_connections=table.active_connections,
+            inactive_connections=table.inactive_connections,
+            connections=connections,
+            packets={"in": packets_in, "out": packets_out},
+            bytes={"in": bytes_in, "out": bytes_out},
+            sysctls=self._sysctls(),
+            services=services,
+            counted_at=table.read_at,
+            unbound_addresses=table.unbound_addresses,
+        )
+
+    def _read_table(self) -> Table | None:
+        """The table; None when it changed during each of several reads.
+
+        The kernel prints a few virtual servers at a time and goes on at the same position of its
+        list: one removed meanwhile makes it skip another, one added makes it repeat another.
+        """
+        for _ in range(TABLE_ATTEMPTS):
+            read_at, read_at_monotonic = time.time(), time.monotonic()
+            before = ipvs.ipv4_services()
+            servers = parse_table(procfs.read(self.settings.procfs / "net/ip_vs"))
+            services = ipvs.ipv4_services()
+            if before == services and is_whole(servers, services):
+                tell_families(servers, services)
+                return _sum(servers, services, read_at, read_at_monotonic)
+        return None
+
+    def _sysctls(self) -> Mapping[str, int]:
+        values = {}
+        for name in SYSCTLS:
+            try:
+                values[name] = procfs.number(self.settings.procfs / "sys/net/ipv4/vs" / name)
+            except AbsentError:  # kernels differ in what they have
+                continue
+        return values
+
+
+def _is_due(table: Table, services: int | None) -> bool:
+    age = time.monotonic() - table.read_at_monotonic
+    return services != table.services or age >= TABLE_INTERVAL
+
+
+def _sum(
+    servers: Sequence[VirtualServer],
+    services: int | None,
+    read_at: float,
+    read_at_monotonic: float,
+) -> Table:
+    virtual: Counter[tuple[str, str, str]] = Counter()
+    empty: Counter[tuple[str, str]] = Counter()
+    real: Counter[tuple[str, str, str]] = Counter()
+    for each in servers:
+        kind = each.family, each.protocol
+        virtual[*kind, each.scheduler] += 1
+        empty[kind] += not (each.active or each.drained)
+        real[*kind, "active"] += each.active
+        real[*kind, "drained"] += each.drained
+    # Addresses after the table: kube-proxy binds that of a new virtual server after making it.
+    has_device = links.exists(DUMMY_DEVICE)
+    return Table(
+        virtual_servers=dict(virtual),
+        empty_virtual_servers=dict(empty),
+        real_servers=dict(real),
+        active_connections=sum(each.active_connections for each in servers),
+        inactive_connections=sum(each.inactive_connections for each in servers),
+        unbound_addresses=count_unbound(servers, links.addresses()) if has_device else None,
+        services=services,
+        read_at=read_at,
+        read_at_monotonic=read_at_monotonic,
+    )
+
+
+def parse_totals(text: bytes) -> Sequence[int]:
+    """Connections, packets in and out, bytes in and out since boot, of /proc/net/ip_vs_stats."""
+    match = _STATS.match(text)
+    if match is None:
+        raise BrokenError(f"/proc/net/ip_vs_stats has another shape: {text[:200]!r}")
+    return [int(value, 16) for value in match.groups()]
+
+
+def parse_table(text: bytes) -> list[VirtualServer]:
+    """The virtual servers of /proc/net/ip_vs in its order.
+
+    Of a firewall mark the kernel prints no family. It is that of its real servers, unless these are
+    tunnelled, for then they may be of the other. Raises BrokenError at a line of another shape.
+    """
+    banner = _BANNER.match(text)
+    if banner is None:
+        raise BrokenError(f"/proc/net/ip_vs begins in another way: {text[:200]!r}")
+    servers: list[VirtualServer] = []
+    end = banner.end()
+    for match in _LINE.finditer(text, end):
+        if match.start() != end:
+            break
+        remote, forward, weight, active, inactive, protocol, address, port, mark, scheduler = (
+            match.groups()
+        )
+        if mark is not None:
+            servers.append(VirtualServer(UNKNOWN, "fwmark", b"", mark, scheduler.decode()))
+        elif protocol is not None:
+            packed = bytes.fromhex(address.strip(b"[]").replace(b":", b"").decode())
+            servers.append(
+                VirtualServer(
+                    _family(address), protocol.decode().lower(), packed, port, scheduler.decode()
+                )
+            )
+        elif servers:
+            server = servers[-1]
+            if int(weight) > 0:
+                server.active += 1
+            else:
+                server.drained += 1
+            server.active_connections += int(active)
+            server.inactive_connections += int(inactive)
+            if server.family == UNKNOWN and forward != b"Tunnel":
+                server.family = _family(remote)
+        else:
+            break
+        end = match.end()
+    if end != len(text):
+        raise BrokenError(f"/proc/net/ip_vs has an unexpected line: {text[end : end + 80]!r}")
+    return servers
+
+
+def _family(printed: bytes) -> str:
+    return "ipv6" if printed.startswith(b"[") else "ipv4"
+
+
+def is_whole(servers: Sequence[VirtualServer], services: int | None) -> bool:
+    """Whether nothing shows that virtual servers were skipped or repeated while they were read.
+
+    `services` is the kernel's own number of IPv4 ones, None where that is not known.
+    """
+    # The same mark may stand for a virtual server of each family.
+    times = Counter((each.protocol, each.address, each.port) for each in servers)
+    if any(count > (2 if key[0] == "fwmark" else 1) for key, count in times.items()):
+        return False
+    families = Counter(each.family for each in servers)
+    return services is None or 0 <= services - families["ipv4"] <= families[UNKNOWN]
+
+
+def tell_families(servers: Sequence[VirtualServer], services: int | None) -> None:
+    """Give firewall marks of UNKNOWN family theirs, where the number of IPv4 services tells it.
+
+    It does when the services that are left over are all of them, or none.
+    """
+    unknown = [each for each in servers if each.family == UNKNOWN]
+    if not unknown or services is None:
+        return
+    left = services - sum(each.family == "ipv4" for each in servers)
+    if left in (0, len(unknown)):
+        for each in unknown:
+            each.family = "ipv4" if left else "ipv6"
+
+
+def count_unbound(servers: Sequence[VirtualServer], bound: Set[bytes]) -> Mapping[str, int]:
+    """Family -> addresses of virtual servers that are none of the `bound` ones.
+
+    Not only those of DUMMY_DEVICE count as bound: NodePorts are virtual servers on the node's own.
+    """
+    wanted: dict[str, set[bytes]] = {"ipv4": set(), "ipv6": set()}
+    for each in servers:
+        if each.address:
+            wanted[each.family].add(each.address)
+    return {family: len(addresses - bound) for family, addresses in wanted.items()}
