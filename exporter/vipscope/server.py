@@ -213,13 +213,13 @@ def _page(settings: Settings, runner: Runner, now: float) -> str:
         _row(name, runner.snapshot.readings.get(name), text, now)
         for name, text in COLLECTORS.items()
     )
-    path = html.escape(settings.telemetry_path)
+    path = _html(settings.telemetry_path)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>vipscope on {html.escape(node.nodename)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>vipscope</h1><p>Version {__version__}, on {html.escape(node.nodename)}, "
-        f"Linux {html.escape(node.kernel)}.</p>"
+        f"<title>vipscope on {_html(node.nodename)}</title><style>{STYLE}</style></head>"
+        f"<body><h1>vipscope</h1><p>Version {__version__}, on {_html(node.nodename)}, "
+        f"Linux {_html(node.kernel)}.</p>"
         f'<p><a href="{path}">{path}</a> · <a href="/healthz">/healthz</a> · '
         '<a href="/readyz">/readyz</a></p>'
         "<table><thead><tr><th>Collector</th><th>Reads</th><th>Outcome</th><th>Last success</th>"
@@ -235,8 +235,12 @@ def _row(name: str, reading: Reading | None, text: str, now: float) -> str:
         age = "never"
     else:
         age = f"{max(0.0, now - reading.last_success):.0f} s ago"
-    detail = escape(reading.detail) if reading else ""
+    detail = reading.detail if reading else ""
     return (
-        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(text)}</td>"
-        f'<td class="{outcome}">{outcome}</td><td>{age}</td><td>{html.escape(detail)}</td></tr>'
+        f"<tr><th scope=row>{_html(name)}</th><td>{_html(text)}</td>"
+        f'<td class="{outcome}">{outcome}</td><td>{age}</td><td>{_html(detail)}</td></tr>'
     )
+
+
+def _html(text: str) -> str:
+    return html.escape(escape(text))

@@ -1,0 +1,198 @@
+"""Settings: flags, variables, defaults, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+
+import pytest
+
+from vipscope.settings import (
+    COLLECTORS,
+    Address,
+    Settings,
+    SettingsError,
+    environment_name,
+    load,
+    parser,
+)
+
+FLAGS = {
+    "--web.listen-address": ("127.0.0.1:1", "listen_addresses", (Address("127.0.0.1", 1),)),
+    "--web.telemetry-path": ("/m", "telemetry_path", "/m"),
+    "--role": ("node", "role", "node"),
+    "--node-name": ("n", "node_name", "n"),
+    "--kubeconfig": ("/k", "kubeconfig", Path("/k")),
+    "--cpu-budget": ("0.5", "cpu_budget", 0.005),
+    "--nftables.follow": ("false", "follow", False),
+    "--nftables.receive-buffer-bytes": ("4096", "receive_buffer", 4096),
+    "--path.procfs": ("/p", "procfs", Path("/p")),
+    "--path.xtables-lock": ("/l", "xtables_lock", Path("/l")),
+    "--kube-proxy.metrics-url": ("http://h:1", "kube_proxy_metrics", "http://h:1"),
+    "--kube-proxy.health-url": ("http://h:2", "kube_proxy_health", "http://h:2"),
+    "--log.level": ("error", "log_level", "error"),
+    "--log.format": ("json", "log_format", "json"),
+}
+"""Flag -> a text other than the default, the field it sets, the field's value."""
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    settings = load([], {})
+    assert settings == Settings()
+    assert settings.listen_addresses == (Address("", 9908),)
+    assert settings.node_name == platform.node()
+    assert settings.cpu_budget == 0.02
+    assert settings.collectors == frozenset(COLLECTORS)
+
+
+def test_every_field_has_a_flag_here() -> None:
+    fields = {each.name for each in dataclasses.fields(Settings)}
+    assert fields == {field for _, field, _ in FLAGS.values()} | {"collectors"}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_sets_its_field_and_so_does_its_variable(flag: str) -> None:
+    text, field, value = FLAGS[flag]
+    assert getattr(load([f"{flag}={text}"], {}), field) == value
+    variable = environment_name(flag.removeprefix("--"))
+    assert getattr(load([], {variable: text}), field) == value
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_wins_over_its_variable_even_over_a_wrong_one(flag: str) -> None:
+    text, field, value = FLAGS[flag]
+    variable = environment_name(flag.removeprefix("--"))
+    assert getattr(load([flag, text], {variable: "\0"}), field) == value
+
+
+def test_every_flag_of_the_command_line_has_a_variable_of_its_name() -> None:
+    flags = [
+        option.removeprefix("--")
+        for action in parser()._actions
+        for option in action.option_strings
+        if option.startswith("--") and option not in ("--help", "--version")
+        if not option.startswith("--no-")
+    ]
+    names = [environment_name(flag) for flag in flags]
+    assert len(set(names)) == len(names)
+    assert environment_name("web.listen-address") == "VIPSCOPE_WEB_LISTEN_ADDRESS"
+    assert environment_name("collector.ipvs") == "VIPSCOPE_COLLECTOR_IPVS"
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_an_empty_variable_is_one_that_was_not_given(flag: str) -> None:
+    assert load([], {environment_name(flag.removeprefix("--")): ""}) == Settings()
+
+
+def test_variables_that_kubernetes_sets_for_a_service_called_vipscope_do_no_harm() -> None:
+    environment = {
+        "VIPSCOPE_PORT": "tcp://10.0.0.1:9908",
+        "VIPSCOPE_SERVICE_HOST": "10.0.0.1",
+        "VIPSCOPE_PORT_9908_TCP_PROTO": "tcp",
+    }
+    assert load([], environment) == Settings()
+
+
+def test_listen_addresses_repeat_and_the_variable_takes_a_list() -> None:
+    expected = (Address("127.0.0.1", 80), Address("::1", 81))
+    flags = ["--web.listen-address=127.0.0.1:80", "--web.listen-address", "[::1]:81"]
+    assert load(flags, {}).listen_addresses == expected
+    variables = {"VIPSCOPE_WEB_LISTEN_ADDRESS": "127.0.0.1:80, [::1]:81"}
+    assert load([], variables).listen_addresses == expected
+
+
+@pytest.mark.parametrize("text", [":9908", "127.0.0.1:80", "[::1]:80", "localhost:0"])
+def test_an_address_reads_as_it_was_written(text: str) -> None:
+    (address,) = load([f"--web.listen-address={text}"], {}).listen_addresses
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(("text", "share"), [("2", 0.02), ("0.5%", 0.005), ("100", 1.0)])
+def test_the_cpu_budget_is_a_percentage_of_one_core(text: str, share: float) -> None:
+    assert load(["--cpu-budget", text], {}).cpu_budget == share
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "enabled"),
+    [
+        (["--no-collector.ipvs"], {}, COLLECTORS.keys() - {"ipvs"}),
+        (["--collector.disable-defaults"], {}, set()),
+        (["--collector.disable-defaults", "--collector.ipvs"], {}, {"ipvs"}),
+        ([], {"VIPSCOPE_COLLECTOR_IPVS": "false"}, COLLECTORS.keys() - {"ipvs"}),
+        (["--collector.ipvs"], {"VIPSCOPE_COLLECTOR_IPVS": "false"}, set(COLLECTORS)),
+        ([], {"VIPSCOPE_COLLECTOR_DISABLE_DEFAULTS": "true"}, set()),
+        ([], {"VIPSCOPE_COLLECTOR_DISABLE_DEFAULTS": "false"}, set(COLLECTORS)),
+        (
+            ["--collector.disable-defaults"],
+            {"VIPSCOPE_COLLECTOR_XTABLES": "true"},
+            {"xtables"},
+        ),
+    ],
+)
+def test_collectors_are_chosen_by_flags_and_variables(
+    flags: list[str], environment: dict[str, str], enabled: set[str]
+) -> None:
+    assert load(flags, environment).collectors == enabled
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--web.listen-address=9908",
+        "--web.listen-address=:65536",
+        "--web.listen-address=::1:80",
+        "--web.listen-address=[1::2::3]:80",
+        "--web.listen-address=a b:80",
+        "--web.listen-address=:٨٠",
+        "--web.telemetry-path=metrics",
+        "--web.telemetry-path=/",
+        "--web.telemetry-path=/healthz",
+        "--web.telemetry-path=/a/../b",
+        "--web.telemetry-path=/{x}",
+        "--role=cluster",
+        "--cpu-budget=x",
+        "--cpu-budget=0",
+        "--cpu-budget=101",
+        "--cpu-budget=nan",
+        "--cpu-budget=-1",
+        "--nftables.follow=yes",
+        "--nftables.receive-buffer-bytes=1_000_000",
+        "--nftables.receive-buffer-bytes=4095",
+        "--nftables.receive-buffer-bytes=2000000000",
+        "--kube-proxy.metrics-url=https://127.0.0.1:1",
+        "--kube-proxy.metrics-url=http://127.0.0.1",
+        "--kube-proxy.metrics-url=http://127.0.0.1:0",
+        "--kube-proxy.health-url=http://127.0.0.1:1/path",
+        "--log.level=loud",
+        "--log.format=xml",
+    ],
+)
+def test_a_wrong_value_is_named_with_its_flag_and_what_it_takes(argument: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load([argument], {})
+    assert str(raised.value).startswith(f"{argument}: takes ")
+    flag, _, value = argument.partition("=")
+    variable = environment_name(flag.removeprefix("--"))
+    with pytest.raises(SettingsError) as raised:
+        load([], {variable: value})
+    assert str(raised.value).startswith(f"{variable}={value}: takes ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["--web.listen"], "unrecognized arguments: --web.listen"),
+        (["--cpu-budget"], "argument --cpu-budget: expected one argument"),
+        (["extra"], "unrecognized arguments: extra"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(arguments, {})
+
+
+def test_a_wrong_switch_is_refused() -> None:
+    with pytest.raises(SettingsError, match="VIPSCOPE_COLLECTOR_IPVS=1: takes true or false"):
+        load([], {"VIPSCOPE_COLLECTOR_IPVS": "1"})
