@@ -159,7 +159,7 @@ class Nftables(Collector):
         """Count a commit, and as unknown those between it and the last one counted."""
         if self._accounted is not None:
             missed = (generation - self._accounted - 1) % GENERATIONS
-            if missed < GENERATIONS // 2:
+            if 0 < missed < GENERATIONS // 2:
                 self._transactions[""] += missed
         known = process in self._transactions or len(self._transactions) < MOST_WRITERS
         self._transactions[process if known else OTHER_WRITERS] += 1
@@ -213,7 +213,7 @@ class Nftables(Collector):
         elif reason == "overrun":
             # What was overrun cannot be named any more, but it can be counted.
             missed = (self._generation - self._accounted) % GENERATIONS
-            if missed < GENERATIONS // 2:
+            if 0 < missed < GENERATIONS // 2:
                 self._transactions[""] += missed
                 self._accounted = self._generation
         self._lost = ""

@@ -53,6 +53,10 @@ _PREFIX_CLASSES = {
     "KUBE-SEP-": "endpoint",
 }
 
+CLASS_PREFIXES = frozenset(_PREFIX_CLASSES) - {"KUBE-FW-"}
+"""Starts of a chain's name, all equally long, that tell its class in any table but kube-proxy's own."""
+CLASS_PREFIX_LENGTH = 9
+
 _NFTABLES_EXACT_CLASSES = {
     "services": "services",
     "masquerading": "masquerade",

@@ -7,6 +7,7 @@ the start for every 32 KiB. Formats: linux/netfilter/nf_tables.h.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import NamedTuple
 
 from vipscope.netlink import nft_rule
 from vipscope.netlink.nfnetlink import (
-    HEADER,
+    NLM_F_DUMP_INTR,
     NLMSG_DONE,
-    NLMSG_ERROR,
     Get,
     GetSocket,
+    InterruptedDumpError,
     attributes,
-    check_error,
+    messages,
     number,
     string_attribute,
     text,
@@ -100,54 +101,73 @@ def chain_head(family: int, payload: memoryview) -> ChainHead:
 
 
 class _ChainDecoder:
-    """Decodes chains, quickly where one looks like the one before but for its name and numbers.
+    """Decodes chains; tens of thousands that differ in name and numbers only, at little cost each.
 
-    A layout is learned from a chain that was decoded attribute by attribute: where the headers stand
-    and what they say, the table's name included. A chain with the same bytes in the same places has
-    its name and handle in the same places too.
+    The layout of a message is learned from a chain that was decoded attribute by attribute. A
+    datagram of messages of that length, with the same headers in the same places, is unpacked whole.
     """
 
     def __init__(self) -> None:
-        self._layouts: dict[tuple[int, int], _Layout] = {}
+        self._layouts: dict[int, _Layout] = {}
 
-    def __call__(self, family: int, payload: memoryview) -> ChainHead:
-        data = bytes(payload)
-        layout = self._layouts.get((family, len(data)))
-        if layout is not None:
-            for start, end, expected in layout.fixed:
-                if data[start:end] != expected:
-                    break
-            else:
-                name = data[layout.name].decode("utf-8", "surrogateescape")
-                handle = int.from_bytes(data[layout.handle], "big")
-                return ChainHead(family, layout.table, name, handle, None, 0)
+    def one(self, family: int, payload: memoryview) -> ChainHead:
+        """A chain, attribute by attribute."""
         chain = chain_head(family, payload)
-        if chain.hook is None:
-            self._layouts[family, len(data)] = _layout(chain.table, payload)
+        layout = _layout(chain, payload)
+        if layout is not None:
+            self._layouts[layout.rows.size] = layout
         return chain
+
+    def whole(self, datagram: memoryview) -> list[ChainHead] | None:
+        """All chains of a datagram, if they are all of one known layout."""
+        (size,) = _LENGTH(datagram)
+        layout = self._layouts.get(size)
+        if layout is None or len(datagram) % size:
+            return None
+        rows, family, table, expected = layout
+        chains = []
+        for length, kind, flags, head, name, middle, handle, last, _ in rows.iter_unpack(datagram):
+            if length != size or kind != _NEW_CHAIN or flags & NLM_F_DUMP_INTR:
+                return None
+            if (head[:2], head[4:], middle, last) != expected:
+                return None
+            name = name[:-1].decode("utf-8", "surrogateescape")
+            chains.append(
+                ChainHead(family, table, name, int.from_bytes(handle, "big"), None, 0)
+            )
+        return chains
 
 
 class _Layout(NamedTuple):
+    """Where everything stands in the message of a chain that is no base chain."""
+
+    rows: struct.Struct
+    """A message: length, type, flags, from the family to the name, name, header, handle, header, use."""
+    family: int
     table: str
-    fixed: list[tuple[int, int, bytes]]
-    """(start, end, bytes) that all chains of this layout share."""
-    name: slice
-    handle: slice
+    expected: tuple[bytes, bytes, bytes, bytes]
+    """Family and version, the bytes up to the name (without the generation), the two headers."""
 
 
-def _layout(table: str, payload: memoryview) -> _Layout:
-    data = bytes(payload)
-    fixed, name, handle, offset = [], slice(0), slice(0), 0
-    for kind, value in attributes(payload):
-        start = offset + 4
-        end = start + len(value)
-        fixed.append((offset, end if kind == 1 else start, data[offset : end if kind == 1 else start]))
-        if kind == 2:
-            handle = slice(start, end)
-        elif kind == 3:
-            name = slice(start, end - 1)
-        offset = (end + 3) & ~3
-    return _Layout(table, fixed, name, handle)
+_LENGTH = struct.Struct("=I").unpack_from
+_NEW_CHAIN = Get.CHAIN - 1
+_TABLE_NAME_HANDLE_USE = [1, 3, 2, 6]
+
+
+def _layout(chain: ChainHead, payload: memoryview) -> _Layout | None:
+    """The layout of a chain's message, if it is the kernel's usual one."""
+    parts = list(attributes(payload))
+    if [kind for kind, _ in parts] != _TABLE_NAME_HANDLE_USE:
+        return None
+    table, name = parts[0][1], parts[1][1]
+    start = 4 + (len(table) + 3 & ~3) + 4  # of the name in the payload
+    middle = start + (len(name) + 3 & ~3)
+    rows = struct.Struct(
+        f"=IHH8x{4 + start}s{len(name)}s{middle - start - len(name)}x4s8s4s4s"
+    )
+    family = struct.pack("=BB", chain.family, 0)
+    headers = bytes(payload[middle : middle + 4]), bytes(payload[middle + 12 : middle + 16])
+    return _Layout(rows, chain.family, chain.table, (family, bytes(payload[:start]), *headers))
 
 
 def set_head(family: int, payload: memoryview) -> SetHead:
@@ -194,36 +214,11 @@ def _key(element: memoryview) -> tuple[bytes, bool]:
     return key, bool(flags & ELEMENT_INTERVAL_END)
 
 
-def tally(words: memoryview, length: int) -> int:
-    """Rules in a datagram of a rule dump, seen as 32-bit words; -1 when it ends the dump.
-
-    The one loop over every rule of a node, so it looks at lengths only: each message of such a dump
-    but the last is a rule. Raises BrokenError on a length that lies, and what an error message says.
-    """
-    if length == HEADER or words[1] & 0xFFFF in (NLMSG_DONE, NLMSG_ERROR):
-        kind = words[1] & 0xFFFF
-        if length < HEADER or kind not in (NLMSG_DONE, NLMSG_ERROR):
-            raise BrokenError(f"netlink message of type {kind} in a dump of rules")
-        check_error(words.cast("B"))
-        return -1
-    rules, offset, end = 0, 0, length >> 2
-    while offset < end:
-        step = words[offset]
-        if step < HEADER or step & 3:
-            raise BrokenError(f"netlink message of {step} bytes in a dump of rules")
-        offset += step >> 2
-        rules += 1
-    if offset != end or length & 3:
-        raise BrokenError("netlink datagram cut off in a dump of rules")
-    return rules
-
-
 class Reader:
     """Reads nf_tables. After an exception it must be closed and made anew."""
 
     def __init__(self) -> None:
         self._socket = GetSocket()
-        self._words = self._socket.view.cast("I")
 
     def close(self) -> None:
         """Give back the socket."""
@@ -247,19 +242,26 @@ class Reader:
 
     def chains(self) -> list[ChainHead]:
         """Every chain of every table. Raises InterruptedDumpError when a commit came between."""
-        decoder = _ChainDecoder()
-        return [decoder(family, payload) for family, _, payload in self._socket.dump(Get.CHAIN, 0)]
+        decoder, chains, interrupted = _ChainDecoder(), [], False
+        self._socket.ask(Get.CHAIN, 0, dump=True)
+        while True:
+            datagram = self._socket.view[: self._socket.receive()]
+            whole = decoder.whole(datagram)
+            if whole is not None:
+                chains += whole
+                continue
+            for kind, flags, family, _, payload in messages(datagram):
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if kind == NLMSG_DONE:
+                    if interrupted:
+                        raise InterruptedDumpError
+                    return chains
+                chains.append(decoder.one(family, payload))
 
     def count_rules(self, family: int, table: str, chains: Iterable[str]) -> Iterator[int]:
         """The number of rules of each chain, 0 for one that is not there."""
-        receive, words = self._socket.receive, self._words
-        ask = self._socket.ask_by_name(Get.RULE, family, string_attribute(1, table), 2)
-        for name in chains:
-            ask(name)
-            rules = 0
-            while (more := tally(words, receive())) >= 0:
-                rules += more
-            yield rules
+        body = string_attribute(1, table)
+        return self._socket.count(Get.RULE, family, body, 2, chains)
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
         """The rules of a chain, in order."""

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 from vipscope.snapshot import AbsentError, BrokenError, DeniedError
 
@@ -34,6 +34,7 @@ BUFFER = 32768
 """The kernel fills at most 32 KiB of a dump at once; a smaller buffer would mean more calls."""
 RECEIVE_TIMEOUT = 5
 """Seconds; the kernel answers a dump while it is asked, so silence means that something is wrong."""
+SILENT = f"no answer from the kernel in {RECEIVE_TIMEOUT} s"
 
 _MESSAGE = struct.Struct("=IHHIIBBH")
 _LENGTH_TYPE = struct.Struct("=HH")
@@ -114,6 +115,25 @@ def check_error(message: memoryview) -> None:
     raise BrokenError(f"the kernel answered: {reason}")
 
 
+def tally(words: memoryview, length: int) -> int:
+    """Messages in a datagram of `length` bytes, seen as 32-bit words, by their lengths alone.
+
+    Raises BrokenError when the lengths do not add up.
+    """
+    if length > BUFFER:
+        raise BrokenError(f"netlink datagram of {length} bytes, at most {BUFFER} were expected")
+    count, offset, end = 0, 0, length >> 2
+    while offset < end:
+        size = words[offset]
+        if size < HEADER or size & 3:
+            raise BrokenError(f"netlink message of {size} bytes in a dump")
+        offset += size >> 2
+        count += 1
+    if offset != end or length & 3:
+        raise BrokenError(f"netlink datagram cut off after {length} bytes")
+    return count
+
+
 class GetSocket:
     """Asks, and reads the answers. After an exception it must be closed: answers may be pending."""
 
@@ -138,37 +158,12 @@ class GetSocket:
             _MESSAGE.pack(HEADER + len(body), Get(get), flags, 0, 0, family, 0, 0) + body
         )
 
-    def ask_by_name(
-        self, get: Get, family: int, body: bytes, kind: int
-    ) -> Callable[[str], None]:
-        """Like `ask` for many dumps whose bodies differ in a last string attribute only.
-
-        What does not differ is packed once a length of name: at 70,000 chains this is a third of
-        the interpreter's work.
-        """
-        get, send = Get(get), self._socket.send
-        packed: dict[int, tuple[bytes, bytes]] = {}
-
-        def ask(name: str) -> None:
-            data = name.encode("utf-8", "surrogateescape")
-            parts = packed.get(len(data))
-            if parts is None:
-                attribute = string_attribute(kind, "x" * len(data))
-                whole = HEADER + len(body) + len(attribute)
-                flags = NLM_F_REQUEST | NLM_F_DUMP
-                head = _MESSAGE.pack(whole, get, flags, 0, 0, family, 0, 0)
-                tail = attribute[4 + len(data) :]
-                parts = packed[len(data)] = (head + body + attribute[:4], tail)
-            send(parts[0] + data + parts[1])
-
-        return ask
-
     def receive(self) -> int:
         """Fill `buffer` with the next datagram; its length in bytes."""
         try:
             length = self._socket.recv_into(self.buffer, 0, socket.MSG_TRUNC)
         except BlockingIOError:
-            raise BrokenError(f"no answer from the kernel in {RECEIVE_TIMEOUT} s") from None
+            raise BrokenError(SILENT) from None
         if length > BUFFER:
             raise BrokenError(f"netlink datagram of {length} bytes, at most {BUFFER} were expected")
         return length
@@ -192,6 +187,41 @@ class GetSocket:
                         raise InterruptedDumpError
                     return
                 yield of, resource, payload
+
+    def count(
+        self, get: Get, family: int, body: bytes, kind: int, names: Iterable[str]
+    ) -> Iterator[int]:
+        """The number of objects in each of many dumps that differ by a last string attribute only.
+
+        The one loop over every rule of a node: 70,000 requests at 205,000 rules. So what does not
+        differ is packed once a length of name, and of an answer only the lengths are looked at.
+        """
+        get, flags = Get(get), NLM_F_REQUEST | NLM_F_DUMP
+        send, receive, buffer = self._socket.send, self._socket.recv_into, self.buffer
+        words, halves = self.view.cast("I"), self.view.cast("H")
+        packed: dict[int, tuple[bytes, bytes]] = {}
+        for name in names:
+            data = name.encode("utf-8", "surrogateescape")
+            parts = packed.get(len(data))
+            if parts is None:
+                last = string_attribute(kind, "x" * len(data))
+                size = HEADER + len(body) + len(last)
+                head = _MESSAGE.pack(size, get, flags, 0, 0, family, 0, 0) + body + last[:4]
+                parts = packed[len(data)] = (head, last[4 + len(data) :])
+            send(parts[0] + data + parts[1])
+            objects = 0
+            while True:
+                try:
+                    length = receive(buffer, 0, socket.MSG_TRUNC)
+                except BlockingIOError:
+                    raise BrokenError(SILENT) from None
+                if halves[2] in (NLMSG_DONE, NLMSG_ERROR):
+                    if length < HEADER:
+                        raise BrokenError(f"netlink message cut off after {length} bytes")
+                    check_error(self.view)
+                    break
+                objects += tally(words, length)
+            yield objects
 
     def one(self, get: Get, family: int) -> memoryview:
         """The attributes of the one message that answers."""

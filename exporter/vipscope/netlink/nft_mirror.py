@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vipscope.dataplane.depth import service_depths
-from vipscope.dataplane.naming import KUBE_PROXY_TABLE, chain_class, set_name
+from vipscope.dataplane.naming import (
+    CLASS_PREFIX_LENGTH,
+    CLASS_PREFIXES,
+    KUBE_PROXY_TABLE,
+    chain_class,
+    set_name,
+)
 from vipscope.netlink.nf_tables import FAMILIES, PREROUTING, ChainHead, Reader, SetHead
 from vipscope.netlink.nfnetlink import InterruptedDumpError
 from vipscope.netlink.nft_notify import (
@@ -69,16 +75,18 @@ class Mirror:
         for family, name in reader.tables():
             self._tables[family, name] = _Table()
         for chain in reader.chains():
-            self._add_chain(chain)
+            table = self._tables.setdefault((chain.family, chain.table), _Table())
+            table.chains[chain.name] = 0
+            table.newest = max(table.newest, chain.handle)
+            if chain.hook is not None:
+                table.hooks[chain.name] = chain.hook, chain.priority
         for each in reader.sets():
             self._add_set(each)
         self._unread_chains.clear()
         for (family, name), table in self._tables.items():
             names = list(table.chains)
-            for chain_name, rules in zip(
-                names, reader.count_rules(family, name, names), strict=True
-            ):
-                self._set_rules(name, table, chain_name, rules)
+            table.chains = dict(zip(names, reader.count_rules(family, name, names), strict=True))
+            _recount(name, table)
         self.refresh(reader)
 
     def apply(self, changes: Iterator[Change] | Sequence[Change]) -> None:
@@ -269,6 +277,21 @@ def printable(name: str) -> str:
 
 def _way_name(key: TableKey) -> str:
     return f"{key[0]} {key[1]}"
+
+
+def _recount(name: str, table: _Table) -> None:
+    """Add up a table's chains by class; of those whose first letters tell it, by these."""
+    table.counts = {}
+    by_start: dict[str, list[int]] = {}
+    for chain, rules in table.chains.items():
+        start = chain[:CLASS_PREFIX_LENGTH]
+        count = by_start.get(start)
+        if count is None:
+            count = table.counts.setdefault(chain_class(name, chain), [0, 0])
+            if start in CLASS_PREFIXES and name != KUBE_PROXY_TABLE:
+                by_start[start] = count
+        count[0] += rules
+        count[1] += 1
 
 
 def _count(name: str, table: _Table, chain: str, rules: int, chains: int) -> None:

@@ -230,6 +230,8 @@ class Listener:
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
             NETLINK_NETFILTER,
         )
+        # An unbound socket has port 0, which is the kernel's own, and a sender never hears itself.
+        self._socket.bind((0, 0))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, GROUP_NFTABLES)
