@@ -22,7 +22,7 @@ from vipscope.snapshot import Node
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
-STOP_LIMIT = 4.5
+STOP_LIMIT = 4.0
 """Seconds after a signal at which the process ends, whatever hangs. A pod's grace period is longer,
 but to be killed is to leave without a word."""
 
