@@ -33,6 +33,8 @@ _NEEDED = re.compile(
     rb"^(?:%s)[{ ][^\n]*" % "|".join((_QUEUED, _SYNCED, _INTENDED, *_FAILURES)).encode(),
     re.MULTILINE,
 )
+_OWN = re.compile(rb"^%s\w+[{ ]" % _PREFIX.encode(), re.MULTILINE)
+"""A sample that every kube-proxy has, though others differ between its modes."""
 _FAMILIES = {"IPv4": "ipv4", "IPv6": "ipv6"}
 
 
@@ -151,13 +153,13 @@ def parse_metrics(body: bytes) -> SyncState:
     been no failures. Rules without `ip_family`, as old versions have them, are left out: IPv4 and
     IPv6 overwrite each other there.
     """
-    if not re.search(rb"^kubeproxy_", body, re.MULTILINE):
+    if not _OWN.search(body):
         raise BrokenError("these are not the metrics of a kube-proxy")
     samples = _samples(body)
     return SyncState(
         queued=_by_family(samples, _QUEUED),
         synced=_by_family(samples, _SYNCED),
-        restore_failures=sum(each.value for each in samples if each.name in _FAILURES),
+        restore_failures=math.fsum(each.value for each in samples if each.name in _FAILURES),
         intended_rules={
             (_FAMILIES[each.labels["ip_family"]], each.labels["table"]): each.value
             for each in samples
