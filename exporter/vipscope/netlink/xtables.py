@@ -117,9 +117,10 @@ _STANDARD_SIZE = 40
 """Bytes of `struct xt_standard_target`: jumps and final verdicts."""
 _ERROR_SIZE = 64
 """Bytes of `struct xt_error_target`."""
-_ERROR_TARGET = struct.Struct("=8s24x30s")
-"""Its size and name, and its chain's name of at most XT_FUNCTION_MAXNAMELEN bytes."""
-_ERROR_START = _EXTENSION.pack(_ERROR_SIZE, b"ERROR", 0)[:8]
+_ERROR_TARGET = struct.Struct("=2x6s24x30s")
+"""The start of its own name, and its chain's name of at most XT_FUNCTION_MAXNAMELEN bytes."""
+_ERROR = b"ERROR\0"
+"""XT_ERROR_TARGET"""
 _VERDICTS: Mapping[int, Verdict] = {
     -1: "drop",  # NF_DROP
     -2: "accept",  # NF_ACCEPT
@@ -264,8 +265,8 @@ class Table:
         while at < end:
             shape = words[at + offsets]
             if shape == head_shape:  # few other entries have it
-                start, name = _ERROR_TARGET.unpack_from(words, at * 4 + header)
-                if start == _ERROR_START:
+                target, name = _ERROR_TARGET.unpack_from(words, at * 4 + header)
+                if target == _ERROR:
                     if names:
                         if (
                             number < first
@@ -282,7 +283,7 @@ class Table:
             except KeyError:
                 at += self._step(at)
             number += 1
-        if at != end or starts.pop() != end:
+        if at != end or starts.pop() != end or names[-1] != b"ERROR":
             raise BrokenError("the table does not end with its ERROR entry")
         # All at once: decoding each by itself takes longer than finding it.
         self._names += _text(b"\0".join(names)).split("\0")[:-1]
@@ -308,8 +309,8 @@ class Table:
         """Whether a user's chain begins with the entry."""
         words, header = self._words, self._layout.header
         shape = words[at + self._layout.offsets // 4]
-        start, _ = _ERROR_TARGET.unpack_from(words, at * 4 + header)
-        return shape == _shape(header, header + _ERROR_SIZE) and start == _ERROR_START
+        target, _ = _ERROR_TARGET.unpack_from(words, at * 4 + header)
+        return shape == _shape(header, header + _ERROR_SIZE) and target == _ERROR
 
     def _is_policy(self, at: int, verdicts: Sequence[int]) -> bool:
         """Whether the entry does nothing but give one of these verdicts."""
@@ -415,9 +416,9 @@ class Tables(contextlib.AbstractContextManager["Tables"]):
 
     def __init__(self, layout: Layout, procfs: Path) -> None:
         if platform.machine() not in MACHINES or struct.calcsize("P") != 8:
+            known = " and ".join(MACHINES)
             raise BrokenError(
-                f"the table layout of {platform.machine()} is not known, only of 64-bit "
-                + ", ".join(MACHINES)
+                f"the layout of this machine ({platform.machine()}) is not one of 64-bit {known}"
             )
         self.names = _table_names(procfs / layout.names_file)
         self._layout = layout
