@@ -30,10 +30,11 @@ KEEP_ALIVE = 90.0
 """Seconds that a silent connection stays open: longer than usual scrape intervals."""
 SHUTDOWN_LIMIT = 1.0
 """Seconds for answers under way when the server stops; aiohttp waits for them at most twice."""
-GZIP_LEVEL = 4
-"""A third of the work of the default 9 for a text 1.15 times as long."""
-GZIP_INLINE = 16 << 10
-"""Bytes up to which compressing takes less time than handing the text to a thread."""
+GZIP_LEVEL = 6
+"""Half the time of Python's default 9, for a result 1.1 times as long."""
+GZIP_INLINE = 64 << 10
+"""Bytes up to which a text is compressed on the event loop: half a millisecond, which is less than
+waiting for a thread's turn."""
 HEADER_BYTES, HEADERS, BODY_BYTES = 4096, 64, 4096
 """Limits of a request: bytes of its first line and of each header, number of headers, body."""
 
