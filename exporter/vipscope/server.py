@@ -43,7 +43,7 @@ STYLE = (
     "color:#1b1f24;background:#fff}"
     "table{border-collapse:collapse;width:100%}"
     "th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #d0d7de;"
-    "vertical-align:top;overflow-wrap:anywhere}"
+    "vertical-align:top}td:last-child{overflow-wrap:anywhere}"
     ".ok{color:#1a7f37}.denied,.timeout,.failed{color:#b42318}"
     "@media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}a{color:#58a6ff}"
     "th,td{border-color:#30363d}.ok{color:#3fb950}.denied,.timeout,.failed{color:#ff7b72}}"
