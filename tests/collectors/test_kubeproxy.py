@@ -224,6 +224,23 @@ async def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.Monk
     assert (record.healthy, record.mode) == (True, "ipvs")
 
 
+async def test_a_missed_answer_does_not_make_a_pending_sync_look_fresh() -> None:
+    said = [
+        answer(f"{PREFIX}last_queued_timestamp_seconds {time.time() - 1000}\n"),
+        answer("", 500),
+        answer(f"{PREFIX}last_queued_timestamp_seconds {time.time()}\n"),
+    ]
+
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        return await said.pop(0)(request)
+
+    async with serving(metrics=metrics) as url, collector(url, nobody()) as reader:
+        pending = [(await reader.read()).sync_pending_seconds for _ in range(3)]
+    assert pending[1] is None
+    assert pending[2] is not None
+    assert pending[2] >= 1000
+
+
 async def test_it_is_read_again_after_it_was_down() -> None:
     port = unused_port()
     application = web.Application()

@@ -169,20 +169,23 @@ def test_a_lock_file_made_anew_is_the_one_that_counts(tmp_path: Path) -> None:
 
 @as_root
 def test_a_lock_file_on_an_overlay_is_found_as_the_kernel_names_it(tmp_path: Path) -> None:
-    for name in ("lower", "upper", "work", "merged"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "lower/lock").touch()
-    options = ",".join(f"{kind}dir={tmp_path / kind}" for kind in ("lower", "upper", "work"))
-    merged = tmp_path / "merged"
-    mounted = subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged])
-    # A container may not mount; then the file is one like any other.
+    lower, other, merged = (tmp_path / name for name in ("lower", "other", "merged"))
+    for directory in (lower, other, merged):
+        directory.mkdir()
+    (lower / "lock").touch()
+    # With layers on two file systems, stat() names another device than the overlay's.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", other], check=True)
+    (other / "upper").mkdir()
+    (other / "work").mkdir()
+    options = f"lowerdir={lower},upperdir={other}/upper,workdir={other}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=True)
     try:
-        with (merged / "lock").open("a") as handle:
+        with (merged / "lock").open() as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            assert os.fstat(handle.fileno()).st_dev != merged.stat().st_dev
             assert XtablesLock(PROC, merged / "lock").holders_and_waiters() == visible(1, 0)
     finally:
-        if mounted.returncode == 0:
-            subprocess.run(["umount", merged], check=True)
+        subprocess.run(["umount", merged, other], check=True)
 
 
 def look(path: Path, *prefix: str) -> str:
