@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
 
 from tests.lab.namespace import requirements
+
+# Examples run against a real kernel, on machines of any speed.
+hypothesis.settings.register_profile("vipscope", deadline=None)
+hypothesis.settings.load_profile("vipscope")
 
 
 def pytest_report_header() -> list[str]:

@@ -1,4 +1,4 @@
-"""The promise that watching costs next to nothing: a bucket of CPU seconds for all reads together."""
+"""The promise that watching costs next to nothing: a bucket of CPU seconds for all reads."""
 
 from __future__ import annotations
 

@@ -1,12 +1,16 @@
 """Frozen records of the API objects that decide where Service traffic goes.
 
-Only the fields that vipscope uses; msgspec decodes them straight from the API server's JSON and skips
-the rest. Names follow the Kubernetes API; a field that may be missing has the API's own default.
+Only the fields that vipscope uses; msgspec decodes them straight from the API server's JSON and
+skips the rest. Names follow the Kubernetes API; a field that may be missing has the API's own
+default.
 """
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
+from msgspec.structs import force_setattr
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -28,7 +32,7 @@ class ObjectMeta(_Object, frozen=True):
 
 
 class ServicePort(_Object, frozen=True):
-    """A port of a Service. target_port is a number, a container port's name, or None: port itself."""
+    """A port of a Service. target_port: a number, a container port's name, or None (port)."""
 
     port: int
     name: str = ""
@@ -101,7 +105,7 @@ class Service(_Object, frozen=True):
 
 
 class EndpointConditions(_Object, frozen=True):
-    """None means unknown, which consumers read as: ready true, serving as ready, terminating false."""
+    """None means unknown; consumers take it for ready, serving like ready, and not terminating."""
 
     ready: bool | None = None
     serving: bool | None = None
@@ -149,6 +153,10 @@ class EndpointPort(_Object, frozen=True):
     protocol: str = "TCP"
 
 
+_CONDITIONS: dict[EndpointConditions, EndpointConditions] = {}
+"""One of each kind: there are 27."""
+
+
 class EndpointSlice(_Object, frozen=True):
     """discovery.k8s.io/v1 EndpointSlice. endpoints and ports may be null in the API."""
 
@@ -156,3 +164,84 @@ class EndpointSlice(_Object, frozen=True):
     address_type: str
     endpoints: tuple[Endpoint, ...] | None = None
     ports: tuple[EndpointPort, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Share what many endpoints have in common: that halves their memory."""
+        intern, share = sys.intern, _CONDITIONS.setdefault
+        for endpoint in self.endpoints or ():
+            if endpoint.node_name is not None:
+                force_setattr(endpoint, "node_name", intern(endpoint.node_name))
+            if endpoint.zone is not None:
+                force_setattr(endpoint, "zone", intern(endpoint.zone))
+            target = endpoint.target_ref
+            if target is not None:
+                force_setattr(target, "kind", intern(target.kind))
+                force_setattr(target, "namespace", intern(target.namespace))
+            conditions = endpoint.conditions
+            force_setattr(endpoint, "conditions", share(conditions, conditions))
+
+
+class NodeAddress(_Object, frozen=True):
+    """An address of a node. type: InternalIP, ExternalIP, Hostname and the like."""
+
+    type: str
+    address: str
+
+
+class NodeStatus(_Object, frozen=True):
+    """status of a Node."""
+
+    addresses: tuple[NodeAddress, ...] = ()
+
+
+class Node(_Object, frozen=True):
+    """v1 Node."""
+
+    metadata: ObjectMeta
+    status: NodeStatus = NodeStatus()
+
+
+class ContainerPort(_Object, frozen=True):
+    """A port that a container declares. A Service's targetPort may be its name."""
+
+    container_port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class Container(_Object, frozen=True):
+    """A container. restart_policy Always in an init container makes it a sidecar."""
+
+    ports: tuple[ContainerPort, ...] = ()
+    restart_policy: str | None = None
+
+
+class PodSpec(_Object, frozen=True):
+    """spec of a Pod."""
+
+    containers: tuple[Container, ...] = ()
+    init_containers: tuple[Container, ...] = ()
+    node_name: str = ""
+
+
+class PodCondition(_Object, frozen=True):
+    """A condition of a Pod. status: True, False or Unknown."""
+
+    type: str
+    status: str
+
+
+class PodStatus(_Object, frozen=True):
+    """status of a Pod."""
+
+    phase: str = ""
+    conditions: tuple[PodCondition, ...] = ()
+    pod_ip: str = msgspec.field(default="", name="podIP")
+
+
+class Pod(_Object, frozen=True):
+    """v1 Pod."""
+
+    metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()

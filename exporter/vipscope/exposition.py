@@ -1,7 +1,7 @@
 """Snapshot in, exposition text out.
 
-`body` and `vitals` are pure: records to prometheus_client families. `Exposition` renders them, off the
-event loop and once a snapshot, however many ask at once.
+`body` and `vitals` are pure: records to prometheus_client families. `Exposition` renders them, off
+the event loop and once a snapshot, however many ask at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vipscope import metrics as m
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.snapshot import (
     Conntrack,
+    Follow,
     Ipvs,
     KubeProxy,
     Outcome,
@@ -57,7 +58,9 @@ class _Families:
 def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
     """All that follows from the records of the wanted collectors."""
     out = _Families()
-    if Outcome.OK in {snapshot.readings[name].outcome for name in wanted & snapshot.readings.keys()}:
+    if Outcome.OK in {
+        snapshot.readings[name].outcome for name in wanted & snapshot.readings.keys()
+    }:
         for mode, present in proxy_modes(snapshot, wanted).items():
             out.add(m.PROXY_MODE, mode, value=present)
     for name, reading in sorted(snapshot.readings.items()):
@@ -92,15 +95,18 @@ def _ruleset(out: _Families, ruleset: Ruleset) -> None:
         out.add(m.XTABLES_ENTRIES, *key2, value=entries)
         out.add(m.XTABLES_BYTES, *key2, value=size)
     out.add(m.GENERATION, value=ruleset.generation)
-    if ruleset.follow is None:
-        return
-    for process, count_ in sorted(ruleset.follow.transactions.items()):
-        out.add(m.TRANSACTIONS, process, value=count_)
-    for change, count_ in sorted(ruleset.follow.changes.items()):
-        out.add(m.CHANGES, *change, value=count_)
-    for reason, count_ in sorted(ruleset.follow.resyncs.items()):
-        out.add(m.RESYNCS, reason, value=count_)
-    out.add(m.LAST_CHANGE, value=ruleset.follow.last_change)
+    if ruleset.follow is not None:
+        _follow(out, ruleset.follow)
+
+
+def _follow(out: _Families, follow: Follow) -> None:
+    for process, count in sorted(follow.transactions.items()):
+        out.add(m.TRANSACTIONS, process, value=count)
+    for change, count in sorted(follow.changes.items()):
+        out.add(m.CHANGES, *change, value=count)
+    for reason, count in sorted(follow.resyncs.items()):
+        out.add(m.RESYNCS, reason, value=count)
+    out.add(m.LAST_CHANGE, value=follow.last_change)
 
 
 def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
@@ -212,7 +218,7 @@ class Exposition:
     async def render(
         self, snapshot: Snapshot, wanted: frozenset[str], accept: str, now: float
     ) -> tuple[bytes, str]:
-        """(exposition, content type) of the wanted collectors in the format that `accept` prefers."""
+        """(exposition, content type) of the wanted collectors, as `accept` asks for it."""
         encoder, content_type = choose_encoder(accept)
         if snapshot is not self._snapshot:
             self._snapshot, self._bodies = snapshot, {}

@@ -1,7 +1,7 @@
 """The catalogue: every metric that vipscope exports, spelled once.
 
-Exposition, recording rules, dashboards and METRICS.md all take names and labels from here, so a typo
-is a NameError and an undeclared label an exception, never a silent hole in a graph.
+Exposition, recording rules, dashboards and METRICS.md all take names and labels from here, so a
+typo is a NameError and an undeclared label an exception, never a silent hole in a graph.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Metric:
         return self.name
 
     def select(self, **matchers: str) -> str:
-        """The PromQL selector with equality matchers, or regular ones where the value starts with `~`.
+        """The PromQL selector; a value that starts with `~` is a regular expression.
 
         >>> RULES.select(owner="kube-proxy", table="~nat|filter")
         'vipscope_rules{owner="kube-proxy",table=~"nat|filter"}'
@@ -238,7 +238,7 @@ _CONNTRACK_HELP = {
     "found": "Look-ups that found an entry other than by the packet's own connection.",
     "invalid": "Packets that could not be tracked.",
     "insert": "Entries inserted outside the fast path.",
-    "insert_failed": "Entries that could not be inserted: another packet of the same tuple was first.",
+    "insert_failed": "Entries that could not be inserted: another of the same tuple was first.",
     "drop": "Packets dropped because tracking failed, among others for a full table.",
     "early_drop": "Entries dropped to make room for new ones in a full table.",
     "error": "Packets dropped for an error in an ICMP or protocol header.",

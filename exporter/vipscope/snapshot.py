@@ -1,8 +1,8 @@
 """Frozen records: what the kernel and the node said, and when.
 
 A collector returns one record; the runner wraps it in a `Reading` with outcome, time and cost and
-swaps it into the immutable `Snapshot`. Everything downstream (dataplane, exposition, page) is a pure
-function of a snapshot.
+swaps it into the immutable `Snapshot`. Everything downstream (dataplane, exposition, page) is a
+pure function of a snapshot.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ class DeniedError(ReadError):
 
 class BrokenError(ReadError):
     """What was read cannot be understood: truncated, corrupt, or of an unknown shape."""
-
-
 
 
 Verdict = Literal["", "accept", "drop", "return"]
@@ -118,7 +116,8 @@ class Ipvs:
     """IPVS virtual and real servers and the node's IPVS totals."""
 
     virtual_servers: Mapping[tuple[str, str, str], int]
-    """(family, protocol, scheduler) -> virtual servers. Family: ipv4, ipv6, or unknown for a firewall
+    """(family, protocol, scheduler) -> virtual servers. Family: ipv4, ipv6, or unknown for a
+    firewall
     mark of which nothing tells it. Protocol: tcp, udp, sctp, fwmark."""
     empty_virtual_servers: Mapping[tuple[str, str], int]
     """(family, protocol) -> virtual servers without a real server."""
@@ -137,7 +136,8 @@ class Ipvs:
     """IPv4 virtual servers by the O(1) request, fresh at each read; None without NET_ADMIN."""
     counted_at: float
     unbound_addresses: Mapping[str, int] | None = None
-    """Family -> addresses of virtual servers that no device of the node has, so that packets to them
+    """Family -> addresses of virtual servers that no device of the node has, so that packets to
+    them
     never reach IPVS: black holes. None where there is no device kube-ipvs0."""
 
 

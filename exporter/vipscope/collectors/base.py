@@ -42,7 +42,7 @@ class Collector(abc.ABC):
         """Read the node. Raises ReadError subclasses, or anything: then the outcome is failed."""
 
     async def due(self) -> None:
-        """Return when the next read is worth its cost: after the interval, or when told of a change."""
+        """Return when the next read is worth its cost: after the interval, or on a change."""
         await asyncio.sleep(self.interval)
 
     async def close(self) -> None:

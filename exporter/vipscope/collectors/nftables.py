@@ -12,14 +12,20 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from types import MappingProxyType
+from collections.abc import Mapping
 
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.netlink.nf_tables import Reader, present
 from vipscope.netlink.nfnetlink import InterruptedDumpError
 from vipscope.netlink.nft_mirror import LostTrackError, Mirror
-from vipscope.netlink.nft_notify import Listener, Notified, OverrunError, read_datagram
+from vipscope.netlink.nft_notify import (
+    Commit,
+    Listener,
+    Notified,
+    OverrunError,
+    read_datagram,
+)
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Follow, Ruleset
 
@@ -27,16 +33,22 @@ SETTLE = 0.1
 """Seconds from the first notification to reading: a transaction comes in many datagrams."""
 QUIET = 1.2
 """Seconds without a commit after which a change is read even when the budget is spent. Longer than
-kube-proxy's shortest period between syncs (1 s), so that only a writer that pauses is caught up with."""
+kube-proxy's shortest period between syncs (1 s), so that only a writer that pauses is caught up
+with."""
 RESYNC = 3600.0
 """Seconds after which everything is read again, in case following has a fault that nobody knows."""
+EXPIRING = 5.0
+"""Seconds between reads of sets whose elements come and go unnotified."""
+PATIENCE = 2.0
+"""Seconds of commits without a pause after which the last record stays."""
 ATTEMPTS = 20
-"""Full reads that a commit may come between before the read counts as failed."""
+"""Full reads, when polling, that a commit may come between before the read counts as failed."""
 AGREEMENT = 2.0
 """Seconds that the kernel may take to tell of a commit that its generation already shows."""
 MOST_WRITERS = 32
 """Process names that are told apart; the rest are counted as one, so that series stay bounded."""
 OTHER_WRITERS = "other"
+UNKNOWN_WRITER = ""
 GENERATIONS = 1 << 32
 
 
@@ -49,8 +61,7 @@ class Nftables(Collector):
 
     def __init__(self, settings: Settings, budget: Budget) -> None:
         super().__init__(settings, budget)
-        self._reader: Reader | None = None
-        self._listener: Listener | None = None
+        self._sockets: _Sockets | None = None
         self._mirror = Mirror()
         self._record: Ruleset | None = None
         self._lost = ""
@@ -61,6 +72,7 @@ class Nftables(Collector):
         """The last generation that is in `_transactions`."""
         self._quiet_since = 0.0
         self._full_read_at = 0.0
+        self._expiring_read_at = 0.0
         self._transactions: Counter[str] = Counter()
         self._changes: Counter[tuple[str, str]] = Counter()
         self._resyncs: Counter[str] = Counter()
@@ -72,11 +84,11 @@ class Nftables(Collector):
 
     async def due(self) -> None:
         """After the interval, or soon after a notification."""
-        if self._listener is None:
+        if self._sockets is None or not self.settings.follow:
             await asyncio.sleep(self.interval)
             return
-        wait = QUIET if self._behind else self.interval
-        if await _readable(self._listener.fileno(), wait):
+        patience = QUIET if self._behind else self.interval
+        if await _readable(self._sockets.listener.fileno(), patience):
             await asyncio.sleep(SETTLE)
 
     async def close(self) -> None:
@@ -90,174 +102,155 @@ class Nftables(Collector):
 
     def _read(self, solvent: bool) -> Ruleset:
         try:
-            if self._reader is None:
-                self._open()
+            if self._sockets is None:
+                if not present(self.settings.procfs):
+                    raise AbsentError("nf_tables is not in this kernel")
+                self._sockets = _Sockets(self.settings)
+                self._lost = "start"
             if self.settings.follow:
-                return self._follow(solvent)
-            return self._poll(solvent)
+                return self._follow(self._sockets, solvent)
+            return self._poll(self._sockets, solvent)
         except BaseException:
             # Answers may be pending on the sockets, and the mirror half changed.
             self._drop()
             raise
 
-    def _open(self) -> None:
-        if not present(self.settings.procfs):
-            raise AbsentError("nf_tables is not in this kernel")
-        self._reader = Reader()
-        if self.settings.follow:
-            self._listener = Listener(self.settings.receive_buffer)
-        self._lost = "start"
-
     def _drop(self) -> None:
-        for each in (self._reader, self._listener):
-            if each is not None:
-                each.close()
-        self._reader = self._listener = None
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None
 
-    def _follow(self, solvent: bool) -> Ruleset:
-        self._take_notifications()
-        now = time.monotonic()
-        if not self._lost and now - self._full_read_at > RESYNC and solvent:
+    def _follow(self, sockets: _Sockets, solvent: bool) -> Ruleset:
+        self._take_notifications(sockets)
+        started = time.monotonic()
+        if not self._lost and solvent and started - self._full_read_at > RESYNC:
             self._lost = "periodic"
-        if self._record is not None and self._behind:
-            if not solvent and now - self._quiet_since < QUIET:
-                return self._stale()
-        return self._catch_up(solvent)
+        paused = started - self._quiet_since >= QUIET
+        if self._record is not None and self._behind and not (solvent or paused):
+            return self._stale(self._record)
+        while time.monotonic() - started < PATIENCE or self._record is None:
+            try:
+                self._refresh(sockets, solvent)
+                agreed = self._agreed(sockets)
+            except InterruptedDumpError:
+                self._interrupted(sockets)
+                agreed = None
+            if agreed is not None:
+                self._record = agreed
+                return agreed
+            self._take_notifications(sockets)
+        # Commits without a pause: what was true last stays, and its age grows.
+        return self._stale(self._record)
 
-    def _stale(self) -> Ruleset:
+    def _stale(self, record: Ruleset) -> Ruleset:
         """The last record, which keeps the time at which it was true, with the newest totals."""
-        assert self._record is not None
-        self._record = dataclasses.replace(self._record, follow=self._totals())
+        self._record = dataclasses.replace(record, follow=self._totals())
         return self._record
 
-    def _take_notifications(self) -> None:
+    def _take_notifications(self, sockets: _Sockets) -> None:
         """Bring the mirror's structure up to what was notified, and note what has to be read."""
-        assert self._listener is not None
         notified = Notified()
         try:
-            for datagram in self._listener.datagrams():
+            for datagram in sockets.listener.datagrams():
                 read_datagram(datagram, notified)
             if not self._lost:
                 self._mirror.apply(notified.changes)
                 self._mirror.mark(notified.rules_changed)
         except OverrunError:
-            self._listener.close()
-            self._listener = Listener(self.settings.receive_buffer)
+            sockets.renew_listener()
             self._lost = "overrun"
             self._quiet_since = time.monotonic()
         except LostTrackError:
             self._lost = "interrupted"
         self._changes.update(notified.counts)
         for commit in notified.commits:
-            self._account(commit.generation, commit.process)
+            self._account(commit.generation - 1)
+            self._count_commit(commit)
         if notified.commits:
             self._generation = notified.commits[-1].generation
             self._quiet_since = time.monotonic()
             self._last_change = time.time()
 
-    def _account(self, generation: int, process: str) -> None:
-        """Count a commit, and as unknown those between it and the last one counted."""
+    def _count_commit(self, commit: Commit) -> None:
+        known = commit.process in self._transactions or len(self._transactions) < MOST_WRITERS
+        self._transactions[commit.process if known else OTHER_WRITERS] += 1
+        self._accounted = commit.generation
+
+    def _account(self, generation: int) -> None:
+        """Count as unknown what was committed up to this generation and never told."""
         if self._accounted is not None:
-            missed = (generation - self._accounted - 1) % GENERATIONS
+            missed = (generation - self._accounted) % GENERATIONS
             if 0 < missed < GENERATIONS // 2:
-                self._transactions[""] += missed
-        known = process in self._transactions or len(self._transactions) < MOST_WRITERS
-        self._transactions[process if known else OTHER_WRITERS] += 1
+                self._transactions[UNKNOWN_WRITER] += missed
         self._accounted = generation
 
-    def _catch_up(self, solvent: bool) -> Ruleset:
-        """Read until mirror and kernel agree."""
-        reader = self._held_reader()
-        attempts, disagreeing_since = 0, None
-        while True:
-            try:
-                if self._lost:
-                    self._read_all(reader)
-                self._mirror.refresh(reader)
-                if solvent:
-                    self._mirror.refresh_expiring(reader)
-                depths = self._mirror.depths(reader)
-                tables = reader.tables()
-            except InterruptedDumpError:
-                attempts += 1
-                if attempts == ATTEMPTS:
-                    raise BrokenError("the ruleset did not stay the same for one read") from None
-                self._reader = reader = self._renewed(reader)
-                self._lost = self._lost or "interrupted"
-                self._take_notifications()
-                continue
-            generation = reader.generation()
-            self._take_notifications()
-            if self._behind:
-                continue
-            if generation == self._generation:
-                if self._mirror.has_tables(tables):
-                    break
-                self._lost = "interrupted"
-                continue
-            # A commit that is not notified yet, or one that came after the generation was read.
-            disagreeing_since = disagreeing_since or time.monotonic()
-            if time.monotonic() - disagreeing_since > AGREEMENT:
-                self._lost, disagreeing_since = "interrupted", None
-            time.sleep(0.002)
-        self._record = self._counted(depths, generation)
-        return self._record
+    def _refresh(self, sockets: _Sockets, solvent: bool) -> None:
+        """Read what has to be read. Raises InterruptedDumpError."""
+        if self._lost:
+            self._read_all(sockets)
+        self._mirror.refresh(sockets.reader)
+        now = time.monotonic()
+        if solvent and now - self._expiring_read_at > EXPIRING:
+            self._mirror.refresh_expiring(sockets.reader)
+            self._expiring_read_at = now
 
-    def _read_all(self, reader: Reader) -> None:
+    def _read_all(self, sockets: _Sockets) -> None:
         reason = self._lost
         self._resyncs[reason] += 1
-        self._generation = reader.generation()
-        self._mirror.read(reader)
-        if self._accounted is None:
-            self._accounted = self._generation
-        elif reason == "overrun":
+        self._generation = sockets.reader.generation()
+        self._mirror = Mirror()
+        self._mirror.fill(sockets.reader)
+        if self._accounted is None or reason == "overrun" or not self.settings.follow:
             # What was overrun cannot be named any more, but it can be counted.
-            missed = (self._generation - self._accounted) % GENERATIONS
-            if 0 < missed < GENERATIONS // 2:
-                self._transactions[""] += missed
-                self._accounted = self._generation
+            self._account(self._generation)
         self._lost = ""
-        self._full_read_at = time.monotonic()
+        self._full_read_at = self._expiring_read_at = time.monotonic()
 
-    def _poll(self, solvent: bool) -> Ruleset:
-        reader = self._held_reader()
-        generation = reader.generation()
-        if self._record is not None and not self._lost:
+    def _interrupted(self, sockets: _Sockets) -> None:
+        sockets.renew_reader()
+        self._lost = self._lost or "interrupted"
+
+    def _agreed(self, sockets: _Sockets) -> Ruleset | None:
+        """The record, if mirror and kernel agree now; None if there is more to read first."""
+        depths = self._mirror.depths(sockets.reader)
+        tables = sockets.reader.tables()
+        deadline = time.monotonic() + AGREEMENT
+        while True:
+            generation = sockets.reader.generation()
+            self._take_notifications(sockets)
+            if self._behind:
+                return None
             if generation == self._generation:
-                if solvent:
-                    self._mirror.refresh_expiring(reader)
-            elif not solvent:
-                return self._stale()
-            else:
-                self._lost = "periodic"
-        attempts = 0
-        while self._lost:
-            try:
-                generation = reader.generation()
-                self._read_all(reader)
-                depths = self._mirror.depths(reader)
-                if reader.generation() == generation:
-                    break
-            except InterruptedDumpError:
-                self._reader = reader = self._renewed(reader)
-            attempts += 1
-            if attempts == ATTEMPTS:
-                raise BrokenError("the ruleset did not stay the same for one read")
+                break
+            # A commit that is not told yet, or one that came after the generation was read.
+            if time.monotonic() > deadline:
+                self._lost = "interrupted"
+                return None
+            time.sleep(0.002)
+        if not self._mirror.has_tables(tables):
             self._lost = "interrupted"
-        depths = self._mirror.depths(reader)
-        self._record = self._counted(depths, generation)
-        return self._record
+            return None
+        return self._counted(depths, generation)
 
-    def _held_reader(self) -> Reader:
-        assert self._reader is not None
-        return self._reader
+    def _poll(self, sockets: _Sockets, solvent: bool) -> Ruleset:
+        generation = sockets.reader.generation()
+        if not self._lost and generation != self._generation:
+            if not solvent and self._record is not None:
+                return self._stale(self._record)
+            self._lost = "periodic"
+        for _ in range(ATTEMPTS):
+            try:
+                self._refresh(sockets, solvent)
+                depths = self._mirror.depths(sockets.reader)
+                if sockets.reader.generation() == self._generation:
+                    self._record = self._counted(depths, self._generation)
+                    return self._record
+            except InterruptedDumpError:
+                sockets.renew_reader()
+            self._lost = "interrupted"
+        raise BrokenError("the ruleset did not stay the same for one read")
 
-    @staticmethod
-    def _renewed(reader: Reader) -> Reader:
-        reader.close()
-        return Reader()
-
-    def _counted(self, depths: dict[str, tuple[int, ...]], generation: int) -> Ruleset:
+    def _counted(self, depths: Mapping[str, tuple[int, ...]], generation: int) -> Ruleset:
         return Ruleset(
             backend="nft",
             counts=self._mirror.counts(),
@@ -270,15 +263,50 @@ class Nftables(Collector):
 
     def _totals(self) -> Follow:
         return Follow(
-            transactions=MappingProxyType(dict(self._transactions)),
-            changes=MappingProxyType(dict(self._changes)),
-            resyncs=MappingProxyType(dict(self._resyncs)),
+            transactions=dict(self._transactions),
+            changes=dict(self._changes),
+            resyncs=dict(self._resyncs),
             last_change=self._last_change,
         )
 
 
-async def _readable(descriptor: int, timeout: float) -> bool:
-    """Whether the descriptor became readable within the time, in seconds."""
+class _Sockets:
+    """The reader and, when following, the listener, which has to be there before the first read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._listener = self._listen() if settings.follow else None
+        self.reader = Reader()
+
+    @property
+    def listener(self) -> Listener:
+        """Only when following: each listener makes a commit a little dearer for its writer."""
+        if self._listener is None:
+            raise RuntimeError("polling has no listener")
+        return self._listener
+
+    def renew_listener(self) -> None:
+        """After an OverrunError."""
+        self.listener.close()
+        self._listener = self._listen()
+
+    def renew_reader(self) -> None:
+        """After an InterruptedDumpError."""
+        self.reader.close()
+        self.reader = Reader()
+
+    def close(self) -> None:
+        """Give back the sockets."""
+        self.reader.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def _listen(self) -> Listener:
+        return Listener(self._settings.receive_buffer)
+
+
+async def _readable(descriptor: int, seconds: float) -> bool:
+    """Whether the descriptor became readable within the time."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
@@ -288,7 +316,7 @@ async def _readable(descriptor: int, timeout: float) -> bool:
 
     loop.add_reader(descriptor, wake)
     try:
-        await asyncio.wait_for(ready, timeout)
+        await asyncio.wait_for(ready, seconds)
     except TimeoutError:
         return False
     finally:

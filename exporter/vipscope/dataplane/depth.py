@@ -1,10 +1,10 @@
 """How many rules a new connection's first packet is checked against before its Service's own match.
 
-The packet is one that a pod sends to a Service: it enters at the prerouting hook and passes the base
-chains there in order of priority, until a rule of KUBE-SERVICES (mode iptables) or the lookup in
-`service-ips` (mode nftables) takes it. Jumps that every such packet follows are followed, so another
-owner's chain ahead of kube-proxy's counts with all its rules; a jump under a condition of its own
-(an address, an interface) counts as the one rule that it is.
+The packet is one that a pod sends to a Service: it enters at the prerouting hook and passes the
+base chains there in order of priority, until a rule of KUBE-SERVICES (mode iptables) or the lookup
+in `service-ips` (mode nftables) takes it. Jumps that every such packet follows are followed, so
+another owner's chain ahead of kube-proxy's counts with all its rules; a jump under a condition of
+its own (an address, an interface) counts as the one rule that it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from vipscope.dataplane.naming import service_of
-from vipscope.snapshot import Rule
+from vipscope.snapshot import Rule, Verdict
 
 SERVICES_CHAIN = "KUBE-SERVICES"
 SERVICES_MAP = "service-ips"
@@ -23,7 +23,7 @@ Chain = tuple[str, str]
 """(table, chain)."""
 
 
-class _Taken(Exception):
+class _TakenError(Exception):
     """The walk is over: the packet was taken by its Service, or by a rule that spares it none."""
 
 
@@ -41,7 +41,7 @@ def service_depths(
     try:
         for chain in base_chains:
             walk.enter(chain, ())
-    except _Taken:
+    except _TakenError:
         pass
     return tuple(walk.depths)
 
@@ -62,32 +62,38 @@ class _Walk:
         table, name = chain
         if chain in above:
             raise ValueError(f"chain {name} of table {table} jumps to itself")
-        seen: set[str] = set()
+        services: set[str] = set()
         for rule in self._rules(chain):
-            if name == SERVICES_CHAIN:
-                service = service_of(rule.target)
-                if service is not None and service not in seen:
-                    seen.add(service)
-                    self.depths.append(self._checked)
-            if rule.lookup == SERVICES_MAP:
-                self.depths += [self._checked] * self._map_size(table, rule.lookup)
+            self._note_services(chain, rule, services)
             self._checked += 1
             if self._checked > MOST_RULES:
                 self.depths.clear()
-                raise _Taken
-            if not rule.always:
-                continue
-            if rule.target:
+                raise _TakenError
+            if rule.always and rule.target:
                 if not self.enter((table, rule.target), (*above, chain)):
                     return False
                 if rule.goto:
                     return True
-            elif rule.verdict == "return":
-                return True
-            elif rule.verdict == "accept":
-                return False
-            elif rule.verdict == "drop":
-                raise _Taken
+            elif rule.always and rule.verdict:
+                return self._ends(rule.verdict)
         if self.depths:
-            raise _Taken
+            raise _TakenError
         return True
+
+    def _note_services(self, chain: Chain, rule: Rule, services: set[str]) -> None:
+        """Note the depth of each Service port that this rule is the first to match."""
+        table, name = chain
+        if name == SERVICES_CHAIN:
+            service = service_of(rule.target)
+            if service is not None and service not in services:
+                services.add(service)
+                self.depths.append(self._checked)
+        if rule.lookup == SERVICES_MAP:
+            self.depths += [self._checked] * self._map_size(table, rule.lookup)
+
+    @staticmethod
+    def _ends(verdict: Verdict) -> bool:
+        """What `enter` answers after a verdict that every first packet meets."""
+        if verdict == "drop":
+            raise _TakenError
+        return verdict == "return"

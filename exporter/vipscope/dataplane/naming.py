@@ -1,8 +1,8 @@
 """Who owns a chain, and which part of kube-proxy's program a chain of its own is.
 
-A rule counts as its chain's: what a chain of kube-proxy holds is kube-proxy's, what a base chain holds
-is nobody's (`other`). So the sum over kube-proxy's chains is comparable with the number of rules that
-kube-proxy itself says it means to have.
+A rule counts as its chain's: what a chain of kube-proxy holds is kube-proxy's, what a base chain
+holds is nobody's (`other`). So the sum over kube-proxy's chains is comparable with the number of
+rules that kube-proxy itself says it means to have.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _PREFIX_CLASSES = {
 }
 
 CLASS_PREFIXES = frozenset(_PREFIX_CLASSES) - {"KUBE-FW-"}
-"""Starts of a chain's name, all equally long, that tell its class in any table but kube-proxy's own."""
+"""Starts of a name, equally long, that tell a chain's class outside kube-proxy's own table."""
 CLASS_PREFIX_LENGTH = 9
 
 _NFTABLES_EXACT_CLASSES = {

@@ -1,1 +1,1 @@
-"""The kernel's wire formats. Whatever is sent from here asks; nothing here can change the kernel."""
+"""The kernel's wire formats. Whatever is sent from here asks; nothing can change the kernel."""

@@ -1,7 +1,7 @@
 """Reading nf_tables: tables, chains, rules, sets, and the notifications of what changed.
 
-One dump per chain: a dump of all rules at once is quadratic in the kernel, which walks its list from
-the start for every 32 KiB. Formats: linux/netfilter/nf_tables.h.
+One dump per chain: a dump of all rules at once is quadratic in the kernel, which walks its list
+from the start for every 32 KiB. Formats: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ ELEMENT_INTERVAL_END = 0x1
 def present(procfs: Path) -> bool:
     """Whether the kernel has nf_tables now.
 
-    Must be asked first: a message to a subsystem that is not there makes the kernel load its module.
+    Must be asked first: a message to a subsystem that is not there makes the kernel load its
+    module.
     """
     try:
         modules = (procfs / "modules").read_text()
@@ -104,7 +105,8 @@ class _ChainDecoder:
     """Decodes chains; tens of thousands that differ in name and numbers only, at little cost each.
 
     The layout of a message is learned from a chain that was decoded attribute by attribute. A
-    datagram of messages of that length, with the same headers in the same places, is unpacked whole.
+    datagram of messages of that length, with the same headers in the same places, is unpacked
+    whole.
     """
 
     def __init__(self) -> None:
@@ -132,9 +134,7 @@ class _ChainDecoder:
             if (head[:2], head[4:], middle, last) != expected:
                 return None
             name = name[:-1].decode("utf-8", "surrogateescape")
-            chains.append(
-                ChainHead(family, table, name, int.from_bytes(handle, "big"), None, 0)
-            )
+            chains.append(ChainHead(family, table, name, int.from_bytes(handle, "big"), None, 0))
         return chains
 
 
@@ -142,7 +142,7 @@ class _Layout(NamedTuple):
     """Where everything stands in the message of a chain that is no base chain."""
 
     rows: struct.Struct
-    """A message: length, type, flags, from the family to the name, name, header, handle, header, use."""
+    """Length, type, flags, family to name, name, handle's header, handle, use's header, use."""
     family: int
     table: str
     expected: tuple[bytes, bytes, bytes, bytes]
@@ -162,9 +162,7 @@ def _layout(chain: ChainHead, payload: memoryview) -> _Layout | None:
     table, name = parts[0][1], parts[1][1]
     start = 4 + (len(table) + 3 & ~3) + 4  # of the name in the payload
     middle = start + (len(name) + 3 & ~3)
-    rows = struct.Struct(
-        f"=IHH8x{4 + start}s{len(name)}s{middle - start - len(name)}x4s8s4s4s"
-    )
+    rows = struct.Struct(f"=IHH8x{4 + start}s{len(name)}s{middle - start - len(name)}x4s8s4s4s")
     family = struct.pack("=BB", chain.family, 0)
     headers = bytes(payload[middle : middle + 4]), bytes(payload[middle + 12 : middle + 16])
     return _Layout(rows, chain.family, chain.table, (family, bytes(payload[:start]), *headers))

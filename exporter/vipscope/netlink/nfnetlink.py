@@ -1,7 +1,8 @@
 """The socket to the kernel's netfilter subsystems, and the messages on it.
 
-A request is made of a `Get` and attributes; there is no other way to put bytes on the socket, so what
-goes to the kernel can only be a question. Formats: linux/netlink.h, linux/netfilter/nfnetlink.h.
+A request is made of a `Get` and attributes; there is no other way to put bytes on the socket, so
+what goes to the kernel can only be a question. Formats: linux/netlink.h,
+linux/netfilter/nfnetlink.h.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ATTRIBUTE_TYPE = 0x3FFF
 BUFFER = 32768
 """The kernel fills at most 32 KiB of a dump at once; a smaller buffer would mean more calls."""
 RECEIVE_TIMEOUT = 5
-"""Seconds; the kernel answers a dump while it is asked, so silence means that something is wrong."""
+"""Seconds; the kernel answers a dump while it is asked, so silence means something is wrong."""
 SILENT = f"no answer from the kernel in {RECEIVE_TIMEOUT} s"
 
 _MESSAGE = struct.Struct("=IHHIIBBH")

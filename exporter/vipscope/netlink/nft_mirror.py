@@ -1,14 +1,14 @@
 """nf_tables as it is now, kept so at the cost of what changes.
 
 A mirror is read once in full. After that it takes the kernel's notifications: chains, sets and
-elements follow from these alone; a chain whose rules changed is read again, and only it. Two orders make
-this exact: the notifications are subscribed to before the full read, and whoever uses the mirror
-compares the kernel's generation with that of the last commit it was told of.
+elements follow from these alone; a chain whose rules changed is read again, and only it. Two orders
+make this exact: the notifications are subscribed to before the full read, and whoever uses the
+mirror compares the kernel's generation with that of the last commit it was told of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vipscope.dataplane.depth import service_depths
@@ -20,10 +20,9 @@ from vipscope.dataplane.naming import (
     set_name,
 )
 from vipscope.netlink.nf_tables import FAMILIES, PREROUTING, ChainHead, Reader, SetHead
-from vipscope.netlink.nfnetlink import InterruptedDumpError
 from vipscope.netlink.nft_notify import (
-    Change,
     ChainChange,
+    Change,
     ElementChange,
     SetChange,
     TableChange,
@@ -69,9 +68,11 @@ class Mirror:
         self._depths: dict[str, tuple[int, ...]] = {}
         """Address family -> depths; missing when they have to be walked again."""
 
-    def read(self, reader: Reader) -> None:
-        """Read everything. Raises InterruptedDumpError when a commit came between."""
-        self.__init__()  # type: ignore[misc]
+    def fill(self, reader: Reader) -> None:
+        """Read everything into an empty mirror.
+
+        Raises InterruptedDumpError when a commit came between; then it is of no use any more.
+        """
         for family, name in reader.tables():
             self._tables[family, name] = _Table()
         for chain in reader.chains():
@@ -89,34 +90,22 @@ class Mirror:
             _recount(name, table)
         self.refresh(reader)
 
-    def apply(self, changes: Iterator[Change] | Sequence[Change]) -> None:
+    def apply(self, changes: Sequence[Change]) -> None:
         """Take changes in the kernel's order. Raises LostTrackError."""
         for change in changes:
             match change:
-                case ChainChange(added, chain):
-                    if added:
-                        self._take_new_chain(chain)
-                    else:
-                        self._remove_chain(chain)
-                case ElementChange(added, family, table, name, keys):
-                    held = self._sets(family, table).get(name)
-                    if held is not None:
-                        if added:
-                            held.update(keys)
-                        else:
-                            held.difference_update(keys)
-                        self._depths.clear()
-                case SetChange(added, head):
-                    if not added:
-                        self._sets(head.family, head.table).pop(head.name, None)
-                    elif head.name not in self._sets(head.family, head.table):
-                        self._add_set(head)
-                case TableChange(added, family, table):
-                    if added:
-                        self._tables.setdefault((family, table), _Table())
-                    else:
-                        self._tables.pop((family, table), None)
-                        self._forget_way(family, table)
+                case ChainChange(added=True):
+                    self._take_new_chain(change.chain)
+                case ChainChange():
+                    self._remove_chain(change.chain)
+                case ElementChange():
+                    self._take_elements(change)
+                case SetChange():
+                    self._take_set(change)
+                case TableChange(added=True):
+                    self._tables.setdefault((change.family, change.table), _Table())
+                case TableChange():
+                    self._remove_table(change.family, change.table)
 
     def mark(self, chains: set[tuple[int, str, str]]) -> None:
         """Take note of chains, as (family, table, chain), in which rules came or went."""
@@ -259,7 +248,25 @@ class Mirror:
             held[each] = reader.elements(*key)
             self._depths.clear()
 
-    def _forget_way(self, family: int, table: str) -> None:
+    def _take_set(self, change: SetChange) -> None:
+        held = self._sets(change.set.family, change.set.table)
+        if not change.added:
+            held.pop(change.set.name, None)
+        elif change.set.name not in held:
+            self._add_set(change.set)
+
+    def _take_elements(self, change: ElementChange) -> None:
+        held = self._sets(change.family, change.table).get(change.set)
+        if held is None:
+            return
+        if change.added:
+            held.update(change.keys)
+        else:
+            held.difference_update(change.keys)
+        self._depths.clear()
+
+    def _remove_table(self, family: int, table: str) -> None:
+        self._tables.pop((family, table), None)
         self._depths.clear()
         for key in [key for key in self._way if key[:2] == (family, table)]:
             del self._way[key]

@@ -126,8 +126,8 @@ _ATTRIBUTE_LENGTH = struct.Struct("=H").unpack_from
 def read_datagram(data: bytes, into: Notified) -> None:
     """Add what a datagram tells. Raises BrokenError on a length that lies.
 
-    A partial synchronisation of kube-proxy at 5,000 Services is 10,000 messages on rules, each after
-    one on the same chain. So a rule is only compared with the last one's table and chain.
+    A partial synchronisation of kube-proxy at 5,000 Services is 10,000 messages on rules, each
+    after one on the same chain. So a rule is only compared with the last one's table and chain.
     """
     offset, end = 0, len(data)
     same, same_length = b"", 0

@@ -46,6 +46,9 @@ _TARGET_ENDINGS: dict[str, Verdict] = {
 }
 """iptables' targets that do so; the others let the packet go on."""
 
+_NOT_EQUAL = 1  # NFT_CMP_NEQ
+_CT_STATE = 0  # NFT_CT_STATE
+
 _LENGTH_TYPE = struct.Struct("=HH").unpack_from
 _CONNTRACK_FLAGS = struct.Struct("=HHH")
 _CONNTRACK_FLAGS_OFFSET = 146
@@ -53,7 +56,8 @@ _CONNTRACK_FLAGS_OFFSET = 146
 
 
 # An `immediate` with the verdict jump or goto, as tens of thousands of rules end: the expression's
-# header and name, its data's header, the register, three nested headers, the code, the chain's header.
+# header and name, its data's header, the register, three nested headers, the code, the chain's
+# header.
 _JUMP_EXPRESSION = struct.Struct("=HH16sHHHHIHHHHHHIHH")
 _IMMEDIATE_NAME = struct.pack("=HH12s", 14, 1, b"immediate")
 
@@ -84,7 +88,7 @@ def decode(payload: memoryview) -> Rule:
 
 
 def _split(value: memoryview) -> list[memoryview]:
-    """The expressions of a list, headers included, each still packed: most are never looked into."""
+    """A list's expressions, headers included, each still packed: most are never looked into."""
     parts, offset, end = [], 0, len(value)
     while offset + 4 <= end:
         length, _ = _LENGTH_TYPE(value, offset)
@@ -97,9 +101,23 @@ def _split(value: memoryview) -> list[memoryview]:
 
 def _jump(packed: memoryview, always: bool) -> Rule | None:
     """The rule that ends in this expression if it is a jump in the kernel's usual layout."""
-    (_, _, name, _, kind, *register, _, data, _, verdict, _, code_kind, code, length, chain_kind) = (
-        _JUMP_EXPRESSION.unpack_from(packed)
-    )
+    (
+        _,
+        _,
+        name,
+        _,
+        kind,
+        *register,
+        _,
+        data,
+        _,
+        verdict,
+        _,
+        code_kind,
+        code,
+        length,
+        chain_kind,
+    ) = _JUMP_EXPRESSION.unpack_from(packed)
     usual = (
         name == _IMMEDIATE_NAME
         and (kind & ATTRIBUTE_TYPE, data & ATTRIBUTE_TYPE, verdict & ATTRIBUTE_TYPE) == (2, 2, 2)
@@ -173,22 +191,34 @@ def _always_met(expressions: list[memoryview]) -> bool:
             return False
         _, data = _expression(packed)
         values = {kind: bytes(value) for kind, value in attributes(data)}
-        if name == b"match":
-            if not _match_always_met(values):
-                return False
-        elif name == b"meta" and 3 in values:
-            continue  # sets a mark
-        elif name == b"ct" and _number(values, 2) == 0 and 1 in values:
-            state_in.add(_number(values, 1))
-        elif name == b"bitwise" and _number(values, 1) in state_in and _keeps_new(values):
-            state_in.add(_number(values, 2))
-        elif name == b"cmp" and _number(values, 1) in state_in and _is_not_zero(values):
-            continue
-        elif name in (b"payload", b"meta") and 1 in values:
-            state_in.discard(_number(values, 1))
-        else:
+        if not _met(name, values, state_in):
             return False
     return True
+
+
+def _met(name: bytes, values: dict[int, bytes], state_in: set[int]) -> bool:
+    """Whether every such packet passes one expression. Keeps `state_in` up to date."""
+    first, second = _number(values, 1), _number(values, 2)
+    match name:
+        case b"match":
+            return _match_always_met(values)
+        case b"cmp":
+            return first in state_in and second == _NOT_EQUAL and not any(_data(values, 3))
+        case b"bitwise":  # source register, target register
+            if first in state_in and _keeps_new(values):
+                state_in.add(second)
+                return True
+            return False
+        case b"ct" if second == _CT_STATE and 1 in values:
+            state_in.add(first)
+            return True
+        case b"meta" if 3 in values:
+            return True  # sets a mark
+        case b"payload" | b"meta" if 1 in values:
+            state_in.discard(first)
+            return True
+        case _:
+            return False
 
 
 def _number(values: dict[int, bytes], kind: int) -> int:
@@ -207,13 +237,8 @@ def _keeps_new(values: dict[int, bytes]) -> bool:
     return bool(mask & STATE_NEW) and not any(_data(values, 5))
 
 
-def _is_not_zero(values: dict[int, bytes]) -> bool:
-    """`!= 0` (NFT_CMP_NEQ)."""
-    return _number(values, 2) == 1 and not any(_data(values, 3))
-
-
 def _match_always_met(values: dict[int, bytes]) -> bool:
-    """One of iptables' matches: `comment` always, `conntrack --ctstate NEW,…` for a new connection."""
+    """Whether it is `comment`, or `conntrack --ctstate NEW`, which new connections meet."""
     name = values.get(1, b"").rstrip(b"\0")
     if name == b"comment":
         return True
@@ -221,7 +246,7 @@ def _match_always_met(values: dict[int, bytes]) -> bool:
 
 
 def conntrack_matches_new(info: bytes) -> bool:
-    """Whether a conntrack match's info (struct xt_conntrack_mtinfo2 or 3) asks for NEW and no more."""
+    """Whether a conntrack match (struct xt_conntrack_mtinfo2 or 3) asks for NEW and no more."""
     if len(info) < _CONNTRACK_FLAGS_OFFSET + _CONNTRACK_FLAGS.size:
         return False
     match, invert, states = _CONNTRACK_FLAGS.unpack_from(info, _CONNTRACK_FLAGS_OFFSET)

@@ -1,0 +1,261 @@
+"""The wire formats of nf_tables: what is sent can only ask, and no answer can do harm."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.lab.namespace import Namespace, requirements
+from vipscope.netlink import nfnetlink, nft_rule
+from vipscope.netlink.nf_tables import Reader, chain_head, element_keys, present, set_head
+from vipscope.netlink.nfnetlink import (
+    Get,
+    GetSocket,
+    InterruptedDumpError,
+    attributes,
+    check_error,
+    messages,
+    string_attribute,
+    tally,
+)
+from vipscope.netlink.nft_notify import Notified, read_datagram
+from vipscope.snapshot import AbsentError, BrokenError, DeniedError, Rule
+
+in_namespace = pytest.mark.skipif(bool(requirements()), reason="; ".join(requirements()))
+
+CAPTURE = Path(__file__).parent.parent / "captures" / "nftables" / "small.nft"
+HONEST = (BrokenError, AbsentError, DeniedError, InterruptedDumpError)
+"""All that a reader may answer a message that makes no sense with."""
+
+
+@cache
+def datagrams() -> list[bytes]:
+    """Real answers and notifications of a kernel that holds a captured ruleset."""
+
+    def collect() -> list[bytes]:
+        listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, nfnetlink.NETLINK_NETFILTER)
+        listener.bind((0, 0))
+        listener.setsockopt(nfnetlink.SOL_NETLINK, nfnetlink.NETLINK_ADD_MEMBERSHIP, 7)
+        listener.setsockopt(socket.SOL_SOCKET, nfnetlink.SO_RCVBUFFORCE, 1 << 24)
+        subprocess.run(["nft", "-f", str(CAPTURE)], check=True)
+        found = []
+        asking = GetSocket()
+        for get in (Get.TABLE, Get.CHAIN, Get.RULE, Get.SET):
+            asking.ask(get, 0, dump=True)
+            while True:
+                found.append(bytes(asking.view[: asking.receive()]))
+                if struct.unpack_from("=H", found[-1], 4)[0] == nfnetlink.NLMSG_DONE:
+                    break
+        asking.close()
+        listener.setblocking(False)
+        while True:
+            try:
+                found.append(listener.recv(1 << 16))
+            except BlockingIOError:
+                listener.close()
+                return found
+
+    with Namespace() as namespace:
+        return namespace.call(collect)
+
+
+def swallow(data: bytes) -> None:
+    """Read a datagram in every way that there is."""
+
+    def each() -> Iterator[tuple[int, int, memoryview]]:
+        for kind, _, family, _, payload in messages(memoryview(data)):
+            yield kind, family, payload
+
+    readers: list[Callable[[], object]] = [
+        lambda: read_datagram(data, Notified()),
+        lambda: [list(attributes(payload)) for _, _, payload in each()],
+        lambda: [chain_head(family, payload) for _, family, payload in each()],
+        lambda: [set_head(family, payload) for _, family, payload in each()],
+        lambda: [element_keys(payload) for _, _, payload in each()],
+        lambda: [nft_rule.decode(payload) for _, _, payload in each()],
+    ]
+    for reader in readers:
+        with contextlib.suppress(*HONEST):
+            reader()
+    padded = memoryview(bytearray(data + bytes(nfnetlink.BUFFER)))
+    with contextlib.suppress(*HONEST):
+        assert tally(padded[: nfnetlink.BUFFER].cast("I"), min(len(data), nfnetlink.BUFFER)) >= 0
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_an_error_and_nothing_else(data: bytes) -> None:
+    swallow(data)
+
+
+@in_namespace
+@given(st.data())
+def test_a_mutilated_answer_is_an_error_and_nothing_else(data: st.DataObject) -> None:
+    whole = bytearray(data.draw(st.sampled_from(datagrams())))
+    for _ in range(data.draw(st.integers(1, 6))):
+        position = data.draw(st.integers(0, len(whole) - 1))
+        whole[position] = data.draw(st.integers(0, 255))
+    swallow(bytes(whole[: data.draw(st.integers(1, len(whole)))]))
+
+
+@in_namespace
+@given(st.data())
+def test_a_truncated_answer_is_never_counted_short(data: st.DataObject) -> None:
+    whole = data.draw(st.sampled_from(datagrams()))
+    cut = whole[: data.draw(st.integers(1, len(whole) - 1))]
+    words = memoryview(bytearray(cut + bytes(nfnetlink.BUFFER)))[: nfnetlink.BUFFER].cast("I")
+    lengths = [struct.unpack_from("=I", cut, 0)[0]] if len(cut) >= 4 else [0]
+    while sum(lengths) + 4 <= len(cut):
+        lengths.append(struct.unpack_from("=I", cut, sum(lengths))[0])
+    if sum(lengths) == len(cut):
+        assert tally(words, len(cut)) == len(lengths)
+    else:
+        with pytest.raises(BrokenError):
+            tally(words, len(cut))
+
+
+@in_namespace
+def test_notifications_of_a_load_are_those_of_its_objects() -> None:
+    notified = Notified()
+    for datagram in datagrams():
+        read_datagram(datagram, notified)
+    text = CAPTURE.read_text()
+    # The dumps that were recorded as well bring each chain and set a second time.
+    assert notified.counts["chain", "add"] == 2 * text.count("\tchain ")
+    assert [commit.process for commit in notified.commits] == ["nft"]
+
+
+def test_only_questions_can_be_sent() -> None:
+    assert {each.name for each in Get} == {
+        "TABLE", "CHAIN", "RULE", "SET", "SET_ELEMENTS", "GENERATION",
+    }  # fmt: skip
+    asking = GetSocket()
+    try:
+        for kind in range(1 << 8):
+            if (10 << 8 | kind) not in set(Get):
+                with pytest.raises(ValueError, match="is not a valid Get"):
+                    asking.ask(10 << 8 | kind, 2, dump=True)  # type: ignore[arg-type]
+                with pytest.raises(ValueError, match="is not a valid Get"):
+                    next(asking.count(10 << 8 | kind, 2, b"", 2, ["c"]))  # type: ignore[arg-type]
+    finally:
+        asking.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (1, DeniedError),
+        (13, DeniedError),
+        (22, AbsentError),
+        (4, InterruptedDumpError),
+        (12, BrokenError),
+    ],
+)
+def test_an_error_number_becomes_its_outcome(code: int, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        check_error(memoryview(struct.pack("=IHHIIi", 20, 2, 0, 0, 0, -code)))
+    check_error(memoryview(struct.pack("=IHHIIi", 20, 2, 0, 0, 0, 0)))
+
+
+def procfs(directory: Path, modules: str | None, symbols: str = "") -> Path:
+    if modules is not None:
+        (directory / "modules").write_text(modules)
+    (directory / "kallsyms").write_text(symbols)
+    return directory
+
+
+def test_a_loaded_module_is_present(tmp_path: Path) -> None:
+    assert present(procfs(tmp_path, "nf_tables 1 0 - Live 0x0\n"))
+
+
+def test_a_built_in_nf_tables_is_present(tmp_path: Path) -> None:
+    assert present(procfs(tmp_path, "other 1 0 - Live 0x0\n", "0000 t nf_tables_getgen\n"))
+
+
+def test_a_module_that_is_not_loaded_is_not_present(tmp_path: Path) -> None:
+    assert not present(procfs(tmp_path, "nf_tables_x 1 0 - Live 0x0\n", "0000 t nf_other\n"))
+
+
+def test_a_kernel_that_cannot_load_modules_may_be_asked(tmp_path: Path) -> None:
+    assert present(procfs(tmp_path, None))
+
+
+def decoded(script: str, chain: str) -> list[Rule]:
+    def read() -> list[Rule]:
+        reader = Reader()
+        try:
+            return reader.rules(2, "t", chain)
+        finally:
+            reader.close()
+
+    with Namespace() as namespace:
+        namespace.nft(script)
+        return namespace.call(read)
+
+
+@in_namespace
+def test_rules_are_decoded_into_what_they_do_with_a_first_packet() -> None:
+    rules = {
+        "counter": Rule(always=True),
+        "jump other": Rule(target="other", always=True),
+        "goto other": Rule(target="other", goto=True, always=True),
+        "ip saddr 10.0.0.1 jump other": Rule(target="other"),
+        "tcp dport 80 goto other": Rule(target="other", goto=True),
+        "ct state new jump other": Rule(target="other", always=True),
+        "ct state new,related counter jump other": Rule(target="other", always=True),
+        "ct state established jump other": Rule(target="other"),
+        "ct state != new jump other": Rule(target="other"),
+        "meta mark set 0x1": Rule(always=True),
+        "meta mark 0x1 jump other": Rule(target="other"),
+        "accept": Rule(verdict="accept", always=True),
+        "drop": Rule(verdict="drop", always=True),
+        "return": Rule(verdict="return", always=True),
+        "ip daddr 10.0.0.1 return": Rule(verdict="return"),
+        'log prefix "x" accept': Rule(verdict="accept", always=True),
+        "ip daddr vmap @m": Rule(lookup="m"),
+        "ip daddr { 10.0.0.1, 10.0.0.2 } accept": Rule(verdict="accept"),
+    }
+    body = "\n".join(f"    {rule}" for rule in rules)
+    script = f"""table ip t {{
+  map m {{ type ipv4_addr : verdict; }}
+  chain other {{ }}
+  chain c {{
+{body}
+  }}
+}}"""
+    assert decoded(script, "c") == list(rules.values())
+
+
+@in_namespace
+def test_names_of_every_length_survive_the_round_trip() -> None:
+    names = ["c" * length for length in (1, 2, 3, 4, 27, 28, 29, 127)]
+
+    def read() -> tuple[list[str], list[int]]:
+        reader = Reader()
+        try:
+            found = [chain.name for chain in reader.chains()]
+            return found, list(reader.count_rules(2, "t", found))
+        finally:
+            reader.close()
+
+    with Namespace() as namespace:
+        namespace.nft("\n".join(["add table ip t"] + [f"add chain ip t {each}" for each in names]))
+        for number, name in enumerate(names):
+            namespace.nft("\n".join([f"add rule ip t {name} counter"] * number or [""]))
+        assert namespace.call(read) == (names, list(range(len(names))))
+
+
+def test_a_string_attribute_is_padded_to_four_bytes() -> None:
+    for length in range(9):
+        packed = string_attribute(2, "n" * length)
+        assert len(packed) % 4 == 0
+        ((kind, value),) = attributes(memoryview(packed))
+        assert (kind, bytes(value)) == (2, b"n" * length + b"\0")
