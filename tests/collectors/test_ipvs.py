@@ -391,7 +391,7 @@ def test_the_captured_table_is_parsed_as_ipvsadm_saved_it() -> None:
     assert len(servers) == 49
     assert sum(each.active for each in servers) == 115
     assert sum(each.active + each.drained == 0 for each in servers) == 5
-    assert servers[0] == VirtualServer("ipv4", "tcp", bytes([10, 111, 42, 46]), b"0050", "rr", 3)
+    assert servers[0] == VirtualServer("ipv4", "tcp", bytes([10, 111, 42, 46]), "0050", "rr", 3)
 
 
 def test_totals_are_hexadecimal() -> None:
@@ -405,11 +405,11 @@ def test_totals_are_hexadecimal() -> None:
 
 def virtual(port: str, family: str = "ipv4", protocol: str = "tcp") -> VirtualServer:
     address = b"\x0a\0\0\1" if family == "ipv4" else bytes(15) + b"\1"
-    return VirtualServer(family, protocol, address, port.encode(), "rr")
+    return VirtualServer(family, protocol, address, port, "rr")
 
 
 def mark(number: str, family: str = module.UNKNOWN) -> VirtualServer:
-    return VirtualServer(family, "fwmark", b"", number.encode(), "rr")
+    return VirtualServer(family, "fwmark", b"", number, "rr")
 
 
 def test_a_repeated_virtual_server_shows_that_the_table_changed() -> None:

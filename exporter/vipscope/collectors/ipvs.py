@@ -27,16 +27,17 @@ UNKNOWN = "unknown"
 """Family of a firewall mark's virtual server that nothing tells."""
 
 _BANNER = re.compile(
-    rb"IP Virtual Server version [0-9.]+ \(size=\d+\)\n"
-    rb"Prot LocalAddress:Port Scheduler Flags\n"
-    rb"  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
+    r"IP Virtual Server version [0-9.]+ \(size=\d+\)\n"
+    r"Prot LocalAddress:Port Scheduler Flags\n"
+    r"  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
 )
-_ADDRESS = rb"([0-9A-F]{8}|\[(?:[0-9a-f]{4}:){7}[0-9a-f]{4}\])"
-_LINE = re.compile(
-    rb"  -> " + _ADDRESS + rb":[0-9A-F]{4} +(\w+) +(-?\d{1,10}) +(\d{1,10}) +(\d{1,10}) *\n"
-    rb"|(?:(TCP|UDP|SCTP)  " + _ADDRESS + rb":([0-9A-F]{4})|FWM  ([0-9A-F]{8})) ([\w-]+) +"
-    rb"(?:ops +)?(?:persistent \d+ [0-9A-F]{8})?\n"
+_ADDRESS = r"(?:[0-9A-F]{8}|\[(?:[0-9a-f]{4}:){7}[0-9a-f]{4}\])"
+_VIRTUAL_SERVER = re.compile(
+    r"(?:(TCP|UDP|SCTP)  (" + _ADDRESS + r"):([0-9A-F]{4})|FWM  ([0-9A-F]{8})) ([\w-]+) +"
+    r"(?:ops +)?(?:persistent \d+ [0-9A-F]{8})?\n"
+    r"((?:  -> " + _ADDRESS + r":[0-9A-F]{4} +\w+ +(?:0|[1-9]\d{0,9}) +\d{1,10} +\d{1,10} *\n)*)"
 )
+"""Protocol, address, port, mark, scheduler, and the lines of its real servers."""
 _STATS = re.compile(
     rb" *Total Incoming Outgoing +Incoming +Outgoing\n *Conns +Packets +Packets +Bytes +Bytes\n"
     rb" *([0-9A-F]{1,16}) +([0-9A-F]{1,16}) +([0-9A-F]{1,16}) +([0-9A-F]{1,16}) +([0-9A-F]{1,16})\n"
@@ -53,7 +54,7 @@ class VirtualServer:
     """tcp, udp, sctp or fwmark."""
     address: bytes
     """4 or 16 bytes; b"" of a firewall mark."""
-    port: bytes
+    port: str
     """The port, or the firewall mark, as it is printed."""
     scheduler: str
     active: int = 0
@@ -202,46 +203,58 @@ def parse_table(text: bytes) -> list[VirtualServer]:
     Of a firewall mark the kernel prints no family. It is that of its real servers, unless these are
     tunnelled, for then they may be of the other. Raises BrokenError at a line of another shape.
     """
-    banner = _BANNER.match(text)
+    try:
+        decoded = text.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise BrokenError(f"/proc/net/ip_vs: {error}") from None
+    banner = _BANNER.match(decoded)
     if banner is None:
         raise BrokenError(f"/proc/net/ip_vs begins in another way: {text[:200]!r}")
     servers: list[VirtualServer] = []
     end = banner.end()
-    for match in _LINE.finditer(text, end):
+    for match in _VIRTUAL_SERVER.finditer(decoded, end):
         if match.start() != end:
             break
-        remote, forward, weight, active, inactive, protocol, address, port, mark, scheduler = (
-            match.groups()
-        )
-        if mark is not None:
-            servers.append(VirtualServer(UNKNOWN, "fwmark", b"", mark, scheduler.decode()))
-        elif protocol is not None:
-            packed = bytes.fromhex(address.strip(b"[]").replace(b":", b"").decode())
-            servers.append(
-                VirtualServer(
-                    _family(address), protocol.decode().lower(), packed, port, scheduler.decode()
-                )
-            )
-        elif servers:
-            server = servers[-1]
-            if int(weight) > 0:
-                server.active += 1
-            else:
-                server.drained += 1
-            server.active_connections += int(active)
-            server.inactive_connections += int(inactive)
-            if server.family == UNKNOWN and forward != b"Tunnel":
-                server.family = _family(remote)
-        else:
-            break
         end = match.end()
-    if end != len(text):
+        servers.append(_virtual_server(*match.groups()))
+    if end != len(decoded):
         raise BrokenError(f"/proc/net/ip_vs has an unexpected line: {text[end : end + 80]!r}")
     return servers
 
 
-def _family(printed: bytes) -> str:
-    return "ipv6" if printed.startswith(b"[") else "ipv4"
+def _virtual_server(
+    protocol: str | None,
+    address: str,
+    port: str,
+    mark: str | None,
+    scheduler: str,
+    real_servers: str,
+) -> VirtualServer:
+    # Each line is: -> address forward weight active inactive
+    words = real_servers.split()
+    drained = words[3::6].count("0")
+    if protocol is None:
+        told = zip(words[1::6], words[2::6], strict=True)
+        families = (_family(remote) for remote, forward in told if forward != "Tunnel")
+        family, packed = next(families, UNKNOWN), b""
+    else:
+        family = _family(address)
+        packed = bytes.fromhex(address.strip("[]").replace(":", ""))
+    return VirtualServer(
+        family=family,
+        protocol=protocol.lower() if protocol else "fwmark",
+        address=packed,
+        port=mark or port,
+        scheduler=scheduler,
+        active=len(words) // 6 - drained,
+        drained=drained,
+        active_connections=sum(map(int, words[4::6])),
+        inactive_connections=sum(map(int, words[5::6])),
+    )
+
+
+def _family(printed: str) -> str:
+    return "ipv6" if printed.startswith("[") else "ipv4"
 
 
 def is_whole(servers: Sequence[VirtualServer], services: int | None) -> bool:
