@@ -133,6 +133,8 @@ class IpvsCollector(Collector):
 
         The kernel prints a few virtual servers at a time and goes on at the same position of its
         list: one removed meanwhile makes it skip another, one added makes it repeat another.
+        Either shows, by the number of services or by the repetition. A removal and an addition that
+        make up for each other do not, and stand until the next read.
         """
         for _ in range(TABLE_ATTEMPTS):
             read_at, read_at_monotonic = time.time(), time.monotonic()
