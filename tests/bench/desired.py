@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import timeit
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -26,6 +27,7 @@ from vipscope.dataplane.desired import SERVICE_NAME_LABEL, DesiredPort, Place, d
 SERVICES = 5000
 ENDPOINTS = 13
 SLICE_ENDPOINTS = 100
+EVENTS = 100
 ROUNDS = 5
 PLACE = Place("node1", "zone-b")
 
@@ -54,6 +56,9 @@ def measure() -> Measurement:
     def desired() -> list[DesiredPort]:
         return [port for each, its in cluster for port in desired_ports(each, its, PLACE)]
 
+    def event() -> list[expected.Expected]:
+        return [expected.iptables(port) for port in desired_ports(one, slices, PLACE)]
+
     ports = desired()
     if sum(len(port.cluster) for port in ports) != SERVICES * ENDPOINTS:
         raise AssertionError("not all endpoints are desired")
@@ -65,19 +70,12 @@ def measure() -> Measurement:
         "nftables": _cpu_seconds(lambda: [expected.nftables(port) for port in ports]),
         "ipvs": _cpu_seconds(lambda: [expected.ipvs(port, ("192.168.0.1",)) for port in ports]),
         "slice_endpoints": SLICE_ENDPOINTS,
-        "slice_event": _cpu_seconds(
-            lambda: [expected.iptables(port) for port in desired_ports(one, slices, PLACE)]
-        ),
+        "slice_event": _cpu_seconds(lambda: [event() for _ in range(EVENTS)]) / EVENTS,
     }
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.process_time()
-        work()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+    return min(timeit.repeat(work, timer=time.process_time, repeat=ROUNDS, number=1))
 
 
 def _service(number: int, endpoints: int) -> tuple[Service, tuple[EndpointSlice, ...]]:
