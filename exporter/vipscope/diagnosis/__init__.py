@@ -1,0 +1,1 @@
+"""Pure: what is wrong, and why."""
