@@ -63,10 +63,14 @@ def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
     }:
         for mode, present in proxy_modes(snapshot, wanted).items():
             out.add(m.PROXY_MODE, mode, value=present)
-    for name, reading in sorted(snapshot.readings.items()):
-        if name not in wanted or reading.record is None:
-            continue
-        match reading.record:
+    records = [
+        reading.record
+        for name, reading in sorted(snapshot.readings.items())
+        if name in wanted and reading.record is not None
+    ]
+    _depths(out, [each for each in records if isinstance(each, Ruleset)])
+    for record in records:
+        match record:
             case Ruleset() as ruleset:
                 _ruleset(out, ruleset)
             case Ipvs() as ipvs:
@@ -86,11 +90,6 @@ def _ruleset(out: _Families, ruleset: Ruleset) -> None:
         out.add(m.CHAINS, ruleset.backend, *key, value=count.chains)
     for key3, elements in sorted(ruleset.set_elements.items()):
         out.add(m.SET_ELEMENTS, *key3, value=elements)
-    for family, depths in sorted(ruleset.depths.items()):
-        for quantile in QUANTILES:
-            if depths:
-                value = nearest_rank(depths, quantile)
-                out.add(m.SERVICE_RULE_DEPTH, family, f"{quantile:g}", value=value)
     for key2, (entries, size) in sorted(ruleset.table_sizes.items()):
         out.add(m.XTABLES_ENTRIES, *key2, value=entries)
         out.add(m.XTABLES_BYTES, *key2, value=size)
@@ -107,6 +106,19 @@ def _follow(out: _Families, follow: Follow) -> None:
     for reason, count in sorted(follow.resyncs.items()):
         out.add(m.RESYNCS, reason, value=count)
     out.add(m.LAST_CHANGE, value=follow.last_change)
+
+
+def _depths(out: _Families, rulesets: Sequence[Ruleset]) -> None:
+    """Depths of each address family that one backend alone takes to its Services.
+
+    Where both do, one holds leftovers, and which of them a packet meets first is not known.
+    """
+    for family in sorted({family for ruleset in rulesets for family in ruleset.depths}):
+        found = [ruleset.depths[family] for ruleset in rulesets if family in ruleset.depths]
+        if len(found) == 1 and found[0]:
+            for quantile in QUANTILES:
+                value = nearest_rank(found[0], quantile)
+                out.add(m.SERVICE_RULE_DEPTH, family, f"{quantile:g}", value=value)
 
 
 def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
@@ -131,6 +143,8 @@ def _ipvs(out: _Families, ipvs: Ipvs) -> None:
     for name, value in sorted(ipvs.sysctls.items()):
         out.add(m.IPVS_SYSCTL, name, value=value)
     out.add(m.IPVS_SERVICES, value=ipvs.services)
+    for family, count in sorted((ipvs.unbound_addresses or {}).items()):
+        out.add(m.IPVS_UNBOUND_ADDRESSES, family, value=count)
 
 
 def _conntrack(out: _Families, conntrack: Conntrack) -> None:
@@ -176,7 +190,7 @@ def vitals(
             out.add(m.COLLECTOR_DURATION, name, value=reading.duration)
             out.add(m.COLLECTOR_CPU, name, value=reading.cpu_seconds)
         out.add(m.COLLECTOR_LAST_SUCCESS, name, value=reading.last_success)
-        if isinstance(reading.record, Ruleset):
+        if isinstance(reading.record, Ruleset | Ipvs):
             age = max(0.0, now - reading.record.counted_at)
             out.add(m.SNAPSHOT_AGE, reading.record.backend, value=age)
     families = out.families()

@@ -172,7 +172,7 @@ LAST_CHANGE = Metric(
 )  # fmt: skip
 SNAPSHOT_AGE = Metric(
     "vipscope_ruleset_snapshot_age_seconds", "gauge",
-    "Time since the counted state was last known to be the kernel's.",
+    "Time since the counted state of nft, legacy or ipvs was last known to be the kernel's.",
     ("backend",), "node", RULESET,
 )  # fmt: skip
 XTABLES_ENTRIES = Metric(
@@ -219,8 +219,13 @@ IPVS_SYSCTL = Metric(
 )  # fmt: skip
 IPVS_SERVICES = Metric(
     "vipscope_ipvs_services", "gauge",
-    "IPVS virtual servers by the kernel's own count, fresh even while the table is due.",
+    "IPv4 virtual servers by the kernel's own count, fresh even while the table is due.",
     (), "node", IPVS,
+)  # fmt: skip
+IPVS_UNBOUND_ADDRESSES = Metric(
+    "vipscope_ipvs_unbound_addresses", "gauge",
+    "Addresses of virtual servers that no device of the node has: packets to them are lost.",
+    ("family",), "node", IPVS,
 )  # fmt: skip
 
 CONNTRACK_ENTRIES = Metric(

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 class Outcome(enum.StrEnum):
@@ -115,10 +115,11 @@ class Ruleset:
 class Ipvs:
     """IPVS virtual and real servers and the node's IPVS totals."""
 
+    backend: ClassVar[str] = "ipvs"
+
     virtual_servers: Mapping[tuple[str, str, str], int]
     """(family, protocol, scheduler) -> virtual servers. Family: ipv4, ipv6, or unknown for a
-    firewall
-    mark of which nothing tells it. Protocol: tcp, udp, sctp, fwmark."""
+    firewall mark of which nothing tells it. Protocol: tcp, udp, sctp, fwmark."""
     empty_virtual_servers: Mapping[tuple[str, str], int]
     """(family, protocol) -> virtual servers without a real server."""
     real_servers: Mapping[tuple[str, str, str], int]
@@ -137,8 +138,7 @@ class Ipvs:
     counted_at: float
     unbound_addresses: Mapping[str, int] | None = None
     """Family -> addresses of virtual servers that no device of the node has, so that packets to
-    them
-    never reach IPVS: black holes. None where there is no device kube-ipvs0."""
+    them never reach IPVS: black holes. None where there is no device kube-ipvs0."""
 
 
 @dataclass(frozen=True, slots=True)

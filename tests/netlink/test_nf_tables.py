@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from tests.lab.namespace import Namespace, requirements
 from vipscope.netlink import nfnetlink, nft_rule
-from vipscope.netlink.nf_tables import Reader, chain_head, element_keys, present, set_head
+from vipscope.netlink.nf_tables import (
+    ChainRun,
+    Reader,
+    chain_head,
+    chain_layout,
+    chain_run,
+    element_keys,
+    present,
+    set_head,
+)
 from vipscope.netlink.nfnetlink import (
     Get,
     GetSocket,
@@ -188,6 +197,14 @@ def test_a_kernel_that_cannot_load_modules_may_be_asked(tmp_path: Path) -> None:
     assert present(procfs(tmp_path, None))
 
 
+def names_of(reader: Reader) -> list[str]:
+    return [
+        name
+        for chain in reader.chains()
+        for name in (chain.names if isinstance(chain, ChainRun) else [chain.name])
+    ]
+
+
 def decoded(script: str, chain: str) -> list[Rule]:
     def read() -> list[Rule]:
         reader = Reader()
@@ -241,7 +258,7 @@ def test_names_of_every_length_survive_the_round_trip() -> None:
     def read() -> tuple[list[str], list[int]]:
         reader = Reader()
         try:
-            found = [chain.name for chain in reader.chains()]
+            found = names_of(reader)
             return found, list(reader.count_rules(2, "t", found))
         finally:
             reader.close()

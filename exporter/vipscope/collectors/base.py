@@ -48,5 +48,3 @@ class Collector(abc.ABC):
     async def close(self) -> None:
         """Give back sockets and files. The worker thread is a daemon and may still hang."""
         self.worker.stop()
-
-

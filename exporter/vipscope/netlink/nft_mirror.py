@@ -19,7 +19,14 @@ from vipscope.dataplane.naming import (
     chain_class,
     set_name,
 )
-from vipscope.netlink.nf_tables import FAMILIES, PREROUTING, ChainHead, Reader, SetHead
+from vipscope.netlink.nf_tables import (
+    FAMILIES,
+    PREROUTING,
+    ChainHead,
+    ChainRun,
+    Reader,
+    SetHead,
+)
 from vipscope.netlink.nft_notify import (
     ChainChange,
     Change,
@@ -77,10 +84,11 @@ class Mirror:
             self._tables[family, name] = _Table()
         for chain in reader.chains():
             table = self._tables.setdefault((chain.family, chain.table), _Table())
-            table.chains[chain.name] = 0
-            table.newest = max(table.newest, chain.handle)
-            if chain.hook is not None:
-                table.hooks[chain.name] = chain.hook, chain.priority
+            if isinstance(chain, ChainRun):
+                table.chains.update(dict.fromkeys(chain.names, 0))
+                table.newest = max(table.newest, chain.newest)
+            else:
+                self._add_chain(chain)
         for each in reader.sets():
             self._add_set(each)
         self._unread_chains.clear()

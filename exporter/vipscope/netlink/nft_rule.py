@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 
+from vipscope.netlink.extensions import STATE_NEW, TARGET_VERDICTS, is_met
 from vipscope.netlink.nfnetlink import ATTRIBUTE_TYPE, attributes, number, text
 from vipscope.snapshot import BrokenError, Rule, Verdict
 
-EXPRESSIONS = 4  # NFTA_RULE_EXPRESSIONS
-STATE_NEW = 8
-"""The bit of `ct state new`, the same in nft's expression and in iptables' conntrack match."""
+_TABLE, _EXPRESSIONS = 1, 4  # NFTA_RULE_*
 
 _NF_DROP, _NF_ACCEPT = 0, 1
 _JUMP, _GOTO, _RETURN = -3, -4, -5
@@ -33,27 +33,10 @@ _ENDINGS: dict[bytes, Verdict] = {
     b"tproxy": "accept",
 }
 """Statements that end the base chain for the packet."""
-_TARGET_ENDINGS: dict[str, Verdict] = {
-    "REJECT": "drop",
-    "DROP": "drop",
-    "DNAT": "accept",
-    "SNAT": "accept",
-    "MASQUERADE": "accept",
-    "REDIRECT": "accept",
-    "NETMAP": "accept",
-    "TPROXY": "accept",
-    "ACCEPT": "accept",
-}
-"""iptables' targets that do so; the others let the packet go on."""
-
 _NOT_EQUAL = 1  # NFT_CMP_NEQ
 _CT_STATE = 0  # NFT_CT_STATE
 
 _LENGTH_TYPE = struct.Struct("=HH").unpack_from
-_CONNTRACK_FLAGS = struct.Struct("=HHH")
-_CONNTRACK_FLAGS_OFFSET = 146
-"""Of match_flags, invert_flags, state_mask in struct xt_conntrack_mtinfo3 (and 2)."""
-
 
 # An `immediate` with the verdict jump or goto, as tens of thousands of rules end: the expression's
 # header and name, its data's header, the register, three nested headers, the code, the chain's
@@ -64,15 +47,19 @@ _IMMEDIATE_NAME = struct.pack("=HH12s", 14, 1, b"immediate")
 
 def decode(payload: memoryview) -> Rule:
     """A rule message's attributes -> Rule. Raises BrokenError."""
-    expressions: list[memoryview] = []
+    table, expressions = "", payload[:0]
     for kind, value in attributes(payload):
-        if kind == EXPRESSIONS:
-            expressions = _split(value)
+        if kind == _TABLE:
+            table = text(value)
+        elif kind == _EXPRESSIONS:
+            expressions = value
             break
     if not expressions:
         return Rule(always=True)
-    always = _always_met(expressions)
-    last = expressions[-1]
+    spans = _spans(expressions)
+    always = _always_met(table, (expressions[start:end] for start, end in spans))
+    start, end = spans[-1]
+    last = expressions[start:end]
     if len(last) >= _JUMP_EXPRESSION.size:
         rule = _jump(last, always)
         if rule is not None:
@@ -83,20 +70,26 @@ def decode(payload: memoryview) -> Rule:
     if name == b"lookup":
         return Rule(always=False, lookup=_verdict_map(data))
     if name == b"target":
-        return Rule(always=always, verdict=_TARGET_ENDINGS.get(_string(data, 1), ""))
+        return Rule(always=always, verdict=TARGET_VERDICTS.get(_string(data, 1), ""))
     return Rule(always=always, verdict=_ENDINGS.get(name, ""))
 
 
-def _split(value: memoryview) -> list[memoryview]:
-    """A list's expressions, headers included, each still packed: most are never looked into."""
-    parts, offset, end = [], 0, len(value)
+def _spans(expressions: memoryview) -> list[tuple[int, int]]:
+    """Where each expression of a list starts and ends, its header included.
+
+    Most are never looked into: a rule of KUBE-SERVICES shows in its second of nine that it is
+    conditional, and in its last where it leads.
+    """
+    spans, offset, end = [], 0, len(expressions)
     while offset + 4 <= end:
-        length, _ = _LENGTH_TYPE(value, offset)
+        length, _ = _LENGTH_TYPE(expressions, offset)
         if length < 4 or offset + length > end:
             raise BrokenError(f"expression of {length} bytes where {end - offset} are left")
-        parts.append(value[offset : offset + length])
+        spans.append((offset, offset + length))
         offset += (length + 3) & ~3
-    return parts
+    if not spans:
+        raise BrokenError("list of expressions that holds none")
+    return spans
 
 
 def _jump(packed: memoryview, always: bool) -> Rule | None:
@@ -179,10 +172,12 @@ def _verdict_map(data: memoryview) -> str:
     return name if register == 0 else ""
 
 
-def _always_met(expressions: list[memoryview]) -> bool:
+def _always_met(table: str, expressions: Iterable[memoryview]) -> bool:
     """Whether every first packet of a new connection meets all conditions."""
     state_in: set[int] = set()  # registers that hold the connection's state, NEW
     for packed in expressions:
+        if len(packed) < 8:
+            raise BrokenError("expression without a name")
         length, _ = _LENGTH_TYPE(packed, 4)
         name = bytes(packed[8 : 4 + length]).rstrip(b"\0")
         if name in _HARMLESS or name in _ENDINGS or name == b"target":
@@ -191,17 +186,18 @@ def _always_met(expressions: list[memoryview]) -> bool:
             return False
         _, data = _expression(packed)
         values = {kind: bytes(value) for kind, value in attributes(data)}
-        if not _met(name, values, state_in):
+        if not _met(table, name, values, state_in):
             return False
     return True
 
 
-def _met(name: bytes, values: dict[int, bytes], state_in: set[int]) -> bool:
+def _met(table: str, name: bytes, values: dict[int, bytes], state_in: set[int]) -> bool:
     """Whether every such packet passes one expression. Keeps `state_in` up to date."""
     first, second = _number(values, 1), _number(values, 2)
     match name:
         case b"match":
-            return _match_always_met(values)
+            match = text(memoryview(values.get(1, b"")))
+            return is_met(table, match, _number(values, 2), values.get(3, b""))
         case b"cmp":
             return first in state_in and second == _NOT_EQUAL and not any(_data(values, 3))
         case b"bitwise":  # source register, target register
@@ -235,19 +231,3 @@ def _keeps_new(values: dict[int, bytes]) -> bool:
     """A mask that lets the bit for NEW through, and nothing that toggles bits."""
     mask = int.from_bytes(_data(values, 4), "little")
     return bool(mask & STATE_NEW) and not any(_data(values, 5))
-
-
-def _match_always_met(values: dict[int, bytes]) -> bool:
-    """Whether it is `comment`, or `conntrack --ctstate NEW`, which new connections meet."""
-    name = values.get(1, b"").rstrip(b"\0")
-    if name == b"comment":
-        return True
-    return name == b"conntrack" and conntrack_matches_new(values.get(3, b""))
-
-
-def conntrack_matches_new(info: bytes) -> bool:
-    """Whether a conntrack match (struct xt_conntrack_mtinfo2 or 3) asks for NEW and no more."""
-    if len(info) < _CONNTRACK_FLAGS_OFFSET + _CONNTRACK_FLAGS.size:
-        return False
-    match, invert, states = _CONNTRACK_FLAGS.unpack_from(info, _CONNTRACK_FLAGS_OFFSET)
-    return match == 1 and not invert and bool(states & STATE_NEW)

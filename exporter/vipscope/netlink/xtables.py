@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from vipscope.netlink.extensions import TARGET_VERDICTS, is_met
 from vipscope.snapshot import AbsentError, BrokenError, DeniedError, Rule, Verdict
 
 MACHINES: Final = ("x86_64", "aarch64")
@@ -131,22 +132,6 @@ _BASE_POLICIES = (0xFFFFFFFF, 0xFFFFFFFE)
 """NF_DROP and NF_ACCEPT as unsigned words."""
 _RETURN = 0xFFFFFFFB
 """XT_RETURN as an unsigned word: the policy of users' chains."""
-_TARGET_VERDICTS: Mapping[str, Verdict] = {
-    **dict.fromkeys(("DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP"), "accept"),
-    **dict.fromkeys(("NFQUEUE", "TPROXY"), "accept"),
-    "REJECT": "drop",
-}
-"""Targets that end the table for a packet; after all others the next rule is checked."""
-
-# xt_conntrack.h
-_CONNTRACK_FLAGS = 146
-"""Offset of match_flags in `struct xt_conntrack_mtinfo1` to 3."""
-_CONNTRACK_STATES = {1: struct.Struct("=HHB"), 2: struct.Struct("=HHH"), 3: struct.Struct("=HHH")}
-"""By revision: match_flags, invert_flags, state_mask."""
-_MATCH_STATE = 1 << 0
-_MATCH_STATE_ALIAS = 1 << 13
-_STATE_INVALID = 1 << 0
-_STATE_NEW = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,10 +314,11 @@ class Table:
         if target_offset + size != len(entry):
             raise BrokenError(f"a target of {size} bytes where {len(entry) - target_offset} are")
         always = self._is_unconditional(entry) and all(
-            self._is_met(*match) for match in _matches(entry[self._layout.header : target_offset])
+            is_met(self.info.table, *match)
+            for match in _matches(entry[self._layout.header : target_offset])
         )
         if name[0]:
-            return Rule(verdict=_TARGET_VERDICTS.get(_c_string(name), ""), always=always)
+            return Rule(verdict=TARGET_VERDICTS.get(_c_string(name), ""), always=always)
         if size != _STANDARD_SIZE:
             raise BrokenError(f"a standard target of {size} bytes")
         (verdict,) = _VERDICT.unpack_from(entry, target_offset + _EXTENSION.size)
@@ -363,22 +349,6 @@ class Table:
         if index == len(self._starts) or self._starts[index] * 4 != offset:
             raise BrokenError(f"a jump to byte {offset}, where no chain begins")
         return self._names[index]
-
-    def _is_met(self, match: str, revision: int, data: bytes) -> bool:
-        """Whether every connection's first packet meets this match."""
-        if match == "comment":
-            return True
-        if match != "conntrack" or revision not in _CONNTRACK_STATES:
-            return False
-        layout = _CONNTRACK_STATES[revision]
-        if len(data) < layout.size + _CONNTRACK_FLAGS:
-            raise BrokenError("a conntrack match that is cut off")
-        flags, inverted, states = layout.unpack_from(data, _CONNTRACK_FLAGS)
-        if flags & ~_MATCH_STATE_ALIAS != _MATCH_STATE:
-            return False
-        # Table raw is asked before connection tracking.
-        state = _STATE_INVALID if self.info.table == "raw" else _STATE_NEW
-        return bool(states & state) != bool(inverted & _MATCH_STATE)
 
 
 def _shape(target_offset: int, next_offset: int) -> int:
