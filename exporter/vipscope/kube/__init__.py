@@ -1,0 +1,1 @@
+"""The API server: requests, and the objects behind a list that a watch keeps up to date."""
