@@ -24,7 +24,7 @@ from vipscope.budget import Budget
 from vipscope.collectors import nftables
 from vipscope.collectors.nftables import Nftables
 from vipscope.netlink.nf_tables import Reader
-from vipscope.netlink.nft_mirror import printable
+from vipscope.netlink.nft_mirror import MOST_TABLES, printable
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, DeniedError, Ruleset
 
@@ -575,6 +575,18 @@ def test_a_chain_whose_name_is_no_utf8_is_counted() -> None:
 def test_names_from_the_kernel_become_labels_that_can_be_encoded() -> None:
     assert printable("odd\udcff") == "odd\\xff"
     assert printable("naïve") == "naïve"
+
+
+def test_many_tables_do_not_make_many_series() -> None:
+    scripts = [f"add table inet x{n}\nadd chain inet x{n} c" for n in range(MOST_TABLES + 5)]
+    with Namespace() as namespace:
+        namespace.nft("\n".join(scripts))
+        namespace.restore(rulesets.iptables(rulesets.cluster(3, 1)), flush=False)
+        ruleset, found = namespace.call(read_and_ask)
+    tables = by_table(ruleset)
+    assert len({table for _, table in tables}) == MOST_TABLES + 1
+    assert tables["inet", ""] == (0, 5 + 3)
+    assert tables["ipv4", "nat"] == expected_by_table(found)["ipv4", "nat"]
 
 
 def test_reader_tells_a_chain_that_is_not_there_as_empty() -> None:

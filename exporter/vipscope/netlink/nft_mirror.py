@@ -15,6 +15,7 @@ from vipscope.dataplane.depth import service_depths
 from vipscope.dataplane.naming import (
     CLASS_PREFIX_LENGTH,
     CLASS_PREFIXES,
+    KUBE_PROXY,
     KUBE_PROXY_TABLE,
     chain_class,
     set_name,
@@ -35,6 +36,9 @@ from vipscope.netlink.nft_notify import (
     TableChange,
 )
 from vipscope.snapshot import Count, Rule
+
+MOST_TABLES = 64
+"""Tables that are told apart."""
 
 # Which families' chains a packet of each address family passes.
 _PATHS = {"ipv4": ("ipv4", "inet"), "ipv6": ("ipv6", "inet")}
@@ -153,13 +157,27 @@ class Mirror:
         return self._tables.keys() == set(tables)
 
     def counts(self) -> Mapping[tuple[str, str, str, str], Count]:
-        """(family, table, owner, class) -> rules and chains."""
-        return {
-            (label(family), printable(name), owner, kind): Count(rules, chains)
-            for (family, name), table in self._tables.items()
-            for (owner, kind), (rules, chains) in table.counts.items()
-            if chains
-        }
+        """(family, table, owner, class) -> rules and chains.
+
+        Past MOST_TABLES the tables with the fewest rules, none of kube-proxy's among them, share
+        the name "": whoever makes tables must not be able to make series without end.
+        """
+        named = set(sorted(self._tables, key=self._rank)[:MOST_TABLES])
+        sums: dict[tuple[str, str, str, str], Count] = {}
+        for key, table in self._tables.items():
+            name = printable(key[1]) if key in named else ""
+            for (owner, kind), (rules, chains) in table.counts.items():
+                if chains:
+                    place = (label(key[0]), name, owner, kind)
+                    before = sums.get(place, Count(0, 0))
+                    sums[place] = Count(before.rules + rules, before.chains + chains)
+        return sums
+
+    def _rank(self, key: TableKey) -> tuple[bool, int, TableKey]:
+        """What is told apart first: kube-proxy's tables, then those with the most rules."""
+        counts = self._tables[key].counts
+        foreign = not any(owner == KUBE_PROXY for owner, _ in counts)
+        return foreign, -sum(rules for rules, _ in counts.values()), key
 
     def set_elements(self) -> Mapping[tuple[str, str, str], int]:
         """(family, table, set) -> elements of kube-proxy's named sets and maps."""
