@@ -1,6 +1,7 @@
 """`make generate`: write what is derived from the code, so that no document can drift from it.
 
-exporter/METRICS.md comes from the catalogue, the flags of README.md from the settings.
+exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
+excerpt of /metrics from a golden file, which is what the exporter says of a captured node.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ import re
 from pathlib import Path
 
 from vipscope import settings
-from vipscope.metrics import CATALOGUE, Metric
+from vipscope.metrics import CATALOGUE, PROXY_MODE, RULES, SERVICE_RULE_DEPTH, Metric
 
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "exporter" / "METRICS.md"
 README = ROOT / "README.md"
+GOLDEN = ROOT / "tests" / "golden" / "iptables.prom"
+
+SHOWN = (
+    PROXY_MODE.select(mode="iptables"),
+    RULES.select(family="ipv4", table="nat"),
+    SERVICE_RULE_DEPTH.select(family="ipv4"),
+)
+"""What README.md shows of the golden file: a few lines that say much."""
 
 HEAD = """\
 # Metrics
@@ -60,9 +69,26 @@ def flags_table() -> str:
     return "| flag | variable | default | |\n|---|---|---|---|\n" + "".join(rows)
 
 
+def excerpt() -> str:
+    """The samples of the golden file that SHOWN selects, as Markdown."""
+    lines = [
+        line
+        for selector in SHOWN
+        for line in GOLDEN.read_text().splitlines()
+        if _is_selected(line, selector)
+    ]
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def _is_selected(line: str, selector: str) -> bool:
+    name, _, matchers = selector.rstrip("}").partition("{")
+    return re.split(r"[{ ]", line)[0] == name and all(each in line for each in matchers.split(","))
+
+
 def readme() -> str:
-    """README.md with its generated region renewed."""
-    return replace_region(README.read_text(), "flags", flags_table())
+    """README.md with its generated regions renewed."""
+    with_flags = replace_region(README.read_text(), "flags", flags_table())
+    return replace_region(with_flags, "excerpt", excerpt())
 
 
 def replace_region(text: str, name: str, content: str) -> str:
