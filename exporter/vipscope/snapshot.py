@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 
 class Outcome(enum.StrEnum):
@@ -51,9 +51,8 @@ Verdict = Literal["", "accept", "drop", "return"]
 """How a rule ends the evaluation of its chain (return) or of the hook's base chain."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What of a rule decides a first packet's way."""
+class Rule(NamedTuple):
+    """What of a rule decides a first packet's way. A tuple, for there are thousands."""
 
     target: str = ""
     """The chain that it jumps or goes to."""

@@ -25,6 +25,9 @@ _VERDICTS: dict[int, Verdict] = {_NF_DROP: "drop", _NF_ACCEPT: "accept", _RETURN
 
 _HARMLESS = frozenset((b"counter", b"immediate", b"log", b"objref", b"notrack", b"numgen"))
 """Expressions that neither stop a packet nor load anything that a condition could ask for."""
+_LOADS = frozenset((b"payload", b"meta"))
+"""Expressions that load what nothing is known of, or set a mark."""
+_COMPARISONS = frozenset((b"cmp", b"bitwise", b"range"))
 _ENDINGS: dict[bytes, Verdict] = {
     b"reject": "drop",
     b"nat": "accept",
@@ -48,18 +51,19 @@ _IMMEDIATE_NAME = struct.pack("=HH12s", 14, 1, b"immediate")
 def decode(payload: memoryview) -> Rule:
     """A rule message's attributes -> Rule. Raises BrokenError."""
     table, expressions = "", payload[:0]
-    for kind, value in attributes(payload):
+    for kind, start, end in _spans(payload):
         if kind == _TABLE:
-            table = text(value)
+            table = text(payload[start:end])
         elif kind == _EXPRESSIONS:
-            expressions = value
+            expressions = payload[start:end]
             break
-    if not expressions:
-        return Rule(always=True)
+    # Most expressions are never looked into: a rule of KUBE-SERVICES shows in its second of nine
+    # that it is conditional, and in its last where it leads.
     spans = _spans(expressions)
-    always = _always_met(table, (expressions[start:end] for start, end in spans))
-    start, end = spans[-1]
-    last = expressions[start:end]
+    if not spans:
+        return Rule(always=True)
+    always = _always_met(table, (expressions[start - 4 : end] for _, start, end in spans))
+    last = expressions[spans[-1][1] - 4 : spans[-1][2]]
     if len(last) >= _JUMP_EXPRESSION.size:
         rule = _jump(last, always)
         if rule is not None:
@@ -74,21 +78,15 @@ def decode(payload: memoryview) -> Rule:
     return Rule(always=always, verdict=_ENDINGS.get(name, ""))
 
 
-def _spans(expressions: memoryview) -> list[tuple[int, int]]:
-    """Where each expression of a list starts and ends, its header included.
-
-    Most are never looked into: a rule of KUBE-SERVICES shows in its second of nine that it is
-    conditional, and in its last where it leads.
-    """
-    spans, offset, end = [], 0, len(expressions)
+def _spans(data: memoryview) -> list[tuple[int, int, int]]:
+    """(type, start, end) of each attribute's payload: `attributes` without making them."""
+    spans, offset, end = [], 0, len(data)
     while offset + 4 <= end:
-        length, _ = _LENGTH_TYPE(expressions, offset)
+        length, kind = _LENGTH_TYPE(data, offset)
         if length < 4 or offset + length > end:
-            raise BrokenError(f"expression of {length} bytes where {end - offset} are left")
-        spans.append((offset, offset + length))
+            raise BrokenError(f"attribute of {length} bytes where {end - offset} are left")
+        spans.append((kind & ATTRIBUTE_TYPE, offset + 4, offset + length))
         offset += (length + 3) & ~3
-    if not spans:
-        raise BrokenError("list of expressions that holds none")
     return spans
 
 
@@ -182,7 +180,9 @@ def _always_met(table: str, expressions: Iterable[memoryview]) -> bool:
         name = bytes(packed[8 : 4 + length]).rstrip(b"\0")
         if name in _HARMLESS or name in _ENDINGS or name == b"target":
             continue
-        if name == b"cmp" and not state_in:
+        if not state_in and name in _LOADS:
+            continue
+        if not state_in and name in _COMPARISONS:
             return False
         _, data = _expression(packed)
         values = {kind: bytes(value) for kind, value in attributes(data)}
