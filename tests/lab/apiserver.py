@@ -328,9 +328,9 @@ class _Server:
     def order_push(self, resource: str, kind: str, object_: Object) -> int:
         """Something happened. It gets the next version, unless it brings a newer one along."""
         collection = self.collections[resource]
-        metadata = object_["metadata"] = dict(object_["metadata"])
+        metadata = object_["metadata"]
         self.version = max(self.version + 1, int(metadata.get("resourceVersion") or 0))
-        metadata["resourceVersion"] = str(self.version)
+        object_ = object_ | {"metadata": metadata | {"resourceVersion": str(self.version)}}
         key = _key(object_)
         old = collection.objects.get(key)
         if kind == "DELETED":
