@@ -80,7 +80,7 @@ def measure() -> Measurement:
         TemporaryDirectory() as directory,
         ProcessPoolExecutor(1, get_context("spawn")) as process,
     ):
-        path = kubeconfig(Path(directory), server)
+        path = kubeconfig(Path(directory), server.url)
         return process.submit(_follow, path, server.port).result()
 
 

@@ -26,4 +26,4 @@ def server(process: ApiServer) -> ApiServer:
 
 @pytest.fixture
 def client(server: ApiServer, tmp_path: Path) -> Client:
-    return Client(kubeconfig(tmp_path, server))
+    return Client(kubeconfig(tmp_path, server.url))

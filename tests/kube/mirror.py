@@ -19,14 +19,12 @@ from vipscope.kube.reflector import Change, Key, Reflector
 from vipscope.kube.resources import Resource, T
 
 
-def kubeconfig(
-    directory: Path, server: ApiServer, user: Object | None = None, **cluster: Any
-) -> Path:
-    """A kubeconfig for the server; JSON is YAML."""
+def kubeconfig(directory: Path, url: str, user: Object | None = None, **cluster: Any) -> Path:
+    """A kubeconfig for the server at `url`; JSON is YAML."""
     content = {
         "current-context": "lab",
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-        "clusters": [{"name": "lab", "cluster": {"server": server.url, **cluster}}],
+        "clusters": [{"name": "lab", "cluster": {"server": url, **cluster}}],
         "users": [{"name": "lab", "user": user or {}}],
     }
     path = directory / "kubeconfig"

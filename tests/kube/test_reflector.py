@@ -190,7 +190,7 @@ async def test_a_silent_connection_is_given_up_and_the_watch_goes_on_where_it_wa
 @pytest.mark.usefixtures("impatient")
 async def test_bookmarks_keep_a_watch_alive_and_move_its_version(tmp_path: Path) -> None:
     with ApiServer(bookmark_seconds=0.05) as server:
-        async with running(Site(Client(kubeconfig(tmp_path, server)), server, NODES)) as site:
+        async with running(Site(Client(kubeconfig(tmp_path, server.url)), server, NODES)) as site:
             await site.settled()
             version = server.order("advance", by=50)
             await until(lambda: site.reflector._version == str(version))
@@ -266,7 +266,7 @@ def mortal() -> Iterator[ApiServer]:
 async def test_a_server_that_was_killed_and_came_back_with_the_same_objects_is_not_listed_again(
     mortal: ApiServer, tmp_path: Path
 ) -> None:
-    site = Site(Client(kubeconfig(tmp_path, mortal)), mortal, SERVICES)
+    site = Site(Client(kubeconfig(tmp_path, mortal.url)), mortal, SERVICES)
     async with running(site):
         await site.settled()
         last_event, objects = site.reflector.last_event, dict(site.reflector.objects)
@@ -285,7 +285,7 @@ async def test_a_server_that_was_killed_and_came_back_with_the_same_objects_is_n
 async def test_what_changed_while_the_server_was_away_is_told_once(
     mortal: ApiServer, tmp_path: Path
 ) -> None:
-    async with running(Site(Client(kubeconfig(tmp_path, mortal)), mortal, SERVICES)) as site:
+    async with running(Site(Client(kubeconfig(tmp_path, mortal.url)), mortal, SERVICES)) as site:
         for name in ("stays", "goes", "changes", "returns"):
             mortal.push("services", "ADDED", service(name))
         await site.settled()
@@ -371,7 +371,7 @@ async def test_a_cluster_restored_from_an_old_backup_is_believed(
     mortal: ApiServer, tmp_path: Path
 ) -> None:
     mortal.order("save")
-    async with running(Site(Client(kubeconfig(tmp_path, mortal)), mortal, SERVICES)) as site:
+    async with running(Site(Client(kubeconfig(tmp_path, mortal.url)), mortal, SERVICES)) as site:
         mortal.push("services", "ADDED", service("forgotten"))
         mortal.order("advance", by=100)
         await site.settled()

@@ -224,7 +224,8 @@ class _Server:
         query = dict(request.query)
         verb = "watch" if "watch" in query else "list"
         self.requests.append({"resource": resource, "verb": verb, "query": query})
-        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if self.token and (scheme.lower(), token) != ("bearer", self.token):
             return _status(401, "Unauthorized", "Unauthorized")
         collection = self.collections[resource]
         fault = self._fault(resource, verb, query)
@@ -617,6 +618,16 @@ class Certificate:
 
     certificate: Path
     key: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> Self:
+        """A new one for 127.0.0.1."""
+        made = cls(directory / "tls.crt", directory / "tls.key")
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+        names = ["-subj", "/CN=lab", "-addext", "subjectAltName=IP:127.0.0.1"]
+        files = ["-out", str(made.certificate), "-keyout", str(made.key)]
+        subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+        return made
 
 
 class ApiServer:
