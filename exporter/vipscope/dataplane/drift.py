@@ -1,0 +1,423 @@
+"""Where the kernel's program disagrees with the API: what is missing, orphaned or stale.
+
+Each Service port is compared by itself, and only when what is wanted or what is held of it changed.
+A disagreement counts once it has lasted for a grace period, in which kube-proxy can catch up.
+
+What is no drift: chains that no way in leads to, which kube-proxy removes late in large clusters;
+real servers of weight 0, which keep their connections until these end.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeVar
+
+from vipscope.dataplane.desired import PortKey
+from vipscope.dataplane.expected import VIRTUAL_SERVER, Entry, Expected
+from vipscope.dataplane.programmed import (
+    LOOKUP,
+    REFUSALS,
+    Destination,
+    Mode,
+    Programmed,
+    stem,
+)
+
+_Key = TypeVar("_Key")
+
+GRACE: Final = 10.0
+"""Seconds that a disagreement may last."""
+
+NOTHING: Final = Expected(entries=frozenset(), backends={})
+"""What is expected of a Service port that the API does not have, or that kube-proxy skips."""
+
+_LEADING = ("KUBE-EXT-", "KUBE-FW-", "external-")
+"""Chains of a Service port that must lead to its endpoints although they have none themselves."""
+
+
+class Kind(enum.StrEnum):
+    """How a Service port disagrees."""
+
+    MISSING = "missing"
+    """The kernel lacks a way in or a chain, or they lead nowhere."""
+    ORPHANED = "orphaned"
+    """The kernel has a way in that the API does not want."""
+    MISSING_ENDPOINTS = "missing_endpoints"
+    STALE_ENDPOINTS = "stale_endpoints"
+
+
+class Fault(enum.StrEnum):
+    """What cuts off all Services of a node at once."""
+
+    EMPTY = "the kernel holds none of kube-proxy's ways in"
+    PREROUTING = "packets from pods and from outside never reach kube-proxy's rules"
+    OUTPUT = "packets from the node itself never reach kube-proxy's rules"
+    NODE_PORTS = "packets for node ports never reach kube-proxy's rules"
+
+
+class _Step(NamedTuple):
+    """A rule without which a fault is there: a chain, and where it must lead."""
+
+    chain: str
+    to: str
+    fault: Fault
+
+
+class _Shape(NamedTuple):
+    """What a mode needs for all Services together."""
+
+    services: str
+    """The place of the ways in to cluster IPs."""
+    node_ports: str
+    steps: tuple[_Step, ...]
+
+
+_SHAPES: Final[Mapping[Mode, _Shape]] = {
+    "iptables": _Shape(
+        "nat/KUBE-SERVICES",
+        "nat/KUBE-NODEPORTS",
+        (
+            _Step("PREROUTING", "KUBE-SERVICES", Fault.PREROUTING),
+            _Step("OUTPUT", "KUBE-SERVICES", Fault.OUTPUT),
+            _Step("KUBE-SERVICES", "KUBE-NODEPORTS", Fault.NODE_PORTS),
+        ),
+    ),
+    "nftables": _Shape(
+        "service-ips",
+        "service-nodeports",
+        (
+            _Step("nat-prerouting", "services", Fault.PREROUTING),
+            _Step("nat-output", "services", Fault.OUTPUT),
+            _Step("services", f"{LOOKUP}service-ips", Fault.PREROUTING),
+            _Step("services", f"{LOOKUP}service-ips", Fault.OUTPUT),
+            _Step("services", f"{LOOKUP}service-nodeports", Fault.NODE_PORTS),
+        ),
+    ),
+    "ipvs": _Shape(VIRTUAL_SERVER, VIRTUAL_SERVER, ()),
+}
+
+
+class Finding(NamedTuple):
+    """One disagreement."""
+
+    kind: Kind
+    port: PortKey | str
+    """The Service port; of an orphan that was never in the API what the kernel calls it."""
+    endpoint: str = ""
+    """Of the last two kinds."""
+
+
+class Drifting(NamedTuple):
+    """A Service port that disagrees."""
+
+    port: PortKey | str
+    kind: Kind
+    age: float
+    """Seconds since it was first seen; of several endpoints the oldest's."""
+    endpoints: tuple[str, ...]
+    """Of the last two kinds, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What has disagreed for longer than the grace period."""
+
+    faults: Mapping[Fault, float]
+    """Fault -> seconds since it was first seen."""
+    missing_services: int
+    """Service ports; all that are wanted while a fault cuts them off."""
+    orphaned_services: int
+    missing_endpoints: int
+    stale_endpoints: int
+    oldest: float
+    """Age of the oldest, in seconds; 0 when all agrees."""
+    named: tuple[Drifting, ...]
+    """The oldest first, no more than were asked for."""
+
+
+class Difference(NamedTuple):
+    """How what is held of one Service port differs from what is wanted."""
+
+    missing: bool
+    unexpected: frozenset[Entry]
+    missing_endpoints: frozenset[str]
+    stale_endpoints: frozenset[str]
+
+    def findings(self, port: PortKey) -> Iterator[Finding]:
+        """The same, one by one."""
+        if self.missing:
+            yield Finding(Kind.MISSING, port)
+        elif self.unexpected:
+            yield Finding(Kind.ORPHANED, port)
+        for endpoint in self.missing_endpoints:
+            yield Finding(Kind.MISSING_ENDPOINTS, port, endpoint)
+        for endpoint in self.stale_endpoints:
+            yield Finding(Kind.STALE_ENDPOINTS, port, endpoint)
+
+
+def difference(wanted: Expected, held: Programmed, unexpected: Iterable[Entry]) -> Difference:
+    """Compare one Service port. `unexpected` are the ways in that it has and should not have."""
+    missing = not all(map(held.holds, wanted.entries))
+    missing_endpoints: set[str] = set()
+    stale: set[str] = set()
+    for chain in wanted.chains - wanted.backends.keys():
+        if not held.has(chain):
+            missing = True
+        elif chain.startswith(_LEADING):
+            reached = held.endpoints(chain)
+            missing |= not reached
+            stale |= reached - wanted.endpoints
+    for chain, endpoints in wanted.backends.items():
+        if not held.has(chain):
+            missing = True  # the Service port is named, and not each of its endpoints besides
+            continue
+        reached = held.endpoints(chain)
+        missing |= bool(endpoints) and not reached
+        missing_endpoints |= endpoints - reached
+        stale |= reached - endpoints
+    unexpected = frozenset(unexpected)
+    for entry in unexpected:
+        stale |= held.endpoints(entry.target) - wanted.endpoints
+    return Difference(missing, unexpected, frozenset(missing_endpoints), frozenset(stale))
+
+
+class _Claims(NamedTuple):
+    """What belongs to a Service port wherever it is found."""
+
+    destinations: frozenset[Destination]
+    stems: frozenset[str]
+
+    def __or__(self, other: _Claims) -> _Claims:
+        return _Claims(self.destinations | other.destinations, self.stems | other.stems)
+
+
+_NO_CLAIMS = _Claims(frozenset(), frozenset())
+
+
+class Drift:
+    """All disagreements of one mode in one address family, kept up to date.
+
+    Times are seconds of any one clock that does not go back. `held` is read when something is
+    compared, never changed.
+    """
+
+    def __init__(self, held: Programmed, *, grace: float = GRACE) -> None:
+        self._held = held
+        self._grace = grace
+        self._wanted: dict[PortKey, Expected] = {}
+        self._places: Counter[str] = Counter()
+        """Ways in that are wanted, by place."""
+        self._claims: dict[PortKey, _Claims] = {}
+        """Kept beyond the wish, until nothing of it is held any more: so an orphan has a name."""
+        self._by_destination: dict[Destination, frozenset[PortKey]] = {}
+        self._by_stem: dict[str, frozenset[PortKey]] = {}
+        self._strays: dict[str, frozenset[Entry]] = {}
+        """Ways in that are held and that nobody claims, by the name of the orphan."""
+        self._found: dict[PortKey | str, frozenset[Finding]] = {}
+        """By Service port, or by the orphan's name."""
+        self._since: dict[Finding, float] = {}
+        self._faults: dict[Fault, float] = {}
+
+    def update(self, port: PortKey, wanted: Expected | None, now: float) -> None:
+        """The API's wish for one Service port, None when there is none; compared at once."""
+        before = self._wanted.pop(port, NOTHING)
+        if wanted is not None:
+            self._wanted[port] = wanted
+        after = wanted or NOTHING
+        if before.entries != after.entries:
+            self._places.subtract(entry.place for entry in before.entries)
+            self._places.update(entry.place for entry in after.entries)
+        self._claim(port, self._claims.get(port, _NO_CLAIMS) | _claims(after), now)
+        self._compare(port, now)
+        self._find_faults(now)
+
+    def follow(self, now: float) -> None:
+        """Compare again what changed in the kernel since the last time."""
+        changes = self._held.take_changes()
+        ports: set[PortKey] = set()
+        for entry in changes.entries:
+            owners = self._owners(entry)
+            ports |= owners
+            if not owners:
+                self._note_stray(entry, held=self._held.holds(entry), now=now)
+        for each in changes.stems:
+            ports |= self._by_stem.get(each, frozenset())
+        for port in ports:
+            self._compare(port, now)
+        self._find_faults(now)
+
+    def report(self, confirmed: float, most: int) -> Report:
+        """What has lasted, and the `most` oldest by name.
+
+        `confirmed` is when the program was last known to be the kernel's: while that cannot be
+        read, nothing becomes older.
+        """
+        since = {
+            finding: first
+            for finding, first in self._since.items()
+            if confirmed - first >= self._grace
+        }
+        faults = {
+            fault: confirmed - first
+            for fault, first in self._faults.items()
+            if confirmed - first >= self._grace
+        }
+        kinds = Counter(finding.kind for finding in since)
+        ages = [*faults.values(), *(confirmed - first for first in since.values())]
+        return Report(
+            faults=faults,
+            missing_services=max(kinds[Kind.MISSING], self._cut_off(faults.keys())),
+            orphaned_services=kinds[Kind.ORPHANED],
+            missing_endpoints=kinds[Kind.MISSING_ENDPOINTS],
+            stale_endpoints=kinds[Kind.STALE_ENDPOINTS],
+            oldest=max(ages, default=0.0),
+            named=_oldest(since, confirmed, most),
+        )
+
+    def _cut_off(self, faults: Set[Fault]) -> int:
+        """How many of the wanted Service ports some of their packets do not reach."""
+        if faults - {Fault.NODE_PORTS}:
+            return len(self._wanted)
+        if not faults:
+            return 0
+        place = _SHAPES[self._held.mode].node_ports
+        return sum(any(e.place == place for e in each.entries) for each in self._wanted.values())
+
+    def _claim(self, port: PortKey, now: _Claims, at: float) -> None:
+        before = self._claims.get(port, _NO_CLAIMS)
+        if now == before:
+            return
+        _own(self._by_destination, port, before.destinations, now.destinations)
+        _own(self._by_stem, port, before.stems, now.stems)
+        if now == _NO_CLAIMS:
+            del self._claims[port]
+        else:
+            self._claims[port] = now
+        if self._strays:
+            for entry in self._entries(now):
+                self._note_stray(entry, held=False, now=at)
+
+    def _compare(self, port: PortKey, now: float) -> None:
+        wanted = self._wanted.get(port, NOTHING)
+        unexpected = [
+            entry
+            for entry in self._entries(self._claims.get(port, _NO_CLAIMS))
+            if entry not in wanted.entries and not self._is_anothers(entry, port)
+        ]
+        found = difference(wanted, self._held, unexpected)
+        self._note(port, frozenset(found.findings(port)), now)
+        if not found.unexpected:
+            self._claim(port, _claims(wanted), now)
+
+    def _entries(self, claims: _Claims) -> set[Entry]:
+        held = self._held
+        found = {entry for each in claims.destinations for entry in held.at(each)}
+        found.update(entry for each in claims.stems for entry in held.to(each))
+        return found
+
+    def _owners(self, entry: Entry) -> frozenset[PortKey]:
+        by_destination = self._by_destination.get(entry[1:4], frozenset())
+        return by_destination | self._by_stem.get(stem(entry.target), frozenset())
+
+    def _is_anothers(self, entry: Entry, port: PortKey) -> bool:
+        """Whether another Service port that claims the entry, too, is the one to answer for it."""
+        others = self._owners(entry) - {port}
+        return any(entry in self._wanted.get(other, NOTHING).entries for other in others)
+
+    def _note_stray(self, entry: Entry, *, held: bool, now: float) -> None:
+        """A way in that nobody claims came, or it went or found an owner."""
+        if not entry.port:
+            return  # in set cluster-ips, where no Service port is told
+        name = _stray_name(entry)
+        before = self._strays.get(name, frozenset())
+        strays = before | {entry} if held else before - {entry}
+        if strays == before:
+            return
+        if strays:
+            self._strays[name] = strays
+        else:
+            del self._strays[name]
+        self._note(name, frozenset([Finding(Kind.ORPHANED, name)] if strays else ()), now)
+
+    def _note(self, subject: PortKey | str, found: frozenset[Finding], now: float) -> None:
+        before = self._found.get(subject, frozenset())
+        if found == before:
+            return
+        for finding in before - found:
+            del self._since[finding]
+        for finding in found - before:
+            self._since[finding] = now
+        if found:
+            self._found[subject] = found
+        else:
+            del self._found[subject]
+
+    def _find_faults(self, now: float) -> None:
+        found = frozenset(_faults(self._held, self._places))
+        for fault in self._faults.keys() - found:
+            del self._faults[fault]
+        for fault in found:
+            self._faults.setdefault(fault, now)
+
+
+def _faults(held: Programmed, wanted: Mapping[str, int]) -> Iterator[Fault]:
+    """What cuts off all Services, if any ways in are wanted."""
+    shape = _SHAPES[held.mode]
+    if not wanted.get(shape.services):
+        return
+    if held.is_empty(shape.services):
+        yield Fault.EMPTY
+        return
+    for step in shape.steps:
+        if step.fault is Fault.NODE_PORTS and not wanted.get(shape.node_ports):
+            continue
+        if not held.leads(step.chain, step.to):
+            yield step.fault
+
+
+def _claims(wanted: Expected) -> _Claims:
+    chains = wanted.chains or wanted.backends.keys()
+    return _Claims(
+        frozenset([entry[1:4] for entry in wanted.entries]),
+        frozenset([stem(chain) for chain in chains]),
+    )
+
+
+def _own(
+    index: dict[_Key, frozenset[PortKey]], port: PortKey, before: Set[_Key], now: Set[_Key]
+) -> None:
+    for key in before - now:
+        left = index[key] - {port}
+        if left:
+            index[key] = left
+        else:
+            del index[key]
+    for key in now - before:
+        index[key] = index.get(key, frozenset()) | {port}
+
+
+def _stray_name(entry: Entry) -> str:
+    """The name that all ways into one unknown Service port have in common, as far as it shows."""
+    if entry.target in REFUSALS:
+        return f"{entry.address}:{entry.port}/{entry.protocol}"
+    own = stem(entry.target)
+    return own.partition("-")[2] or own
+
+
+def _oldest(since: Mapping[Finding, float], now: float, most: int) -> tuple[Drifting, ...]:
+    first: dict[tuple[PortKey | str, Kind], float] = {}
+    endpoints: dict[tuple[PortKey | str, Kind], list[str]] = {}
+    for finding, seen in since.items():
+        key = finding.port, finding.kind
+        first[key] = min(seen, first.get(key, seen))
+        if finding.endpoint:
+            endpoints.setdefault(key, []).append(finding.endpoint)
+    # By name where the age is the same, so that the choice stays the same.
+    chosen = heapq.nsmallest(most, first, key=lambda key: (first[key], str(key[0]), key[1]))
+    return tuple(
+        Drifting(*key, now - first[key], tuple(sorted(endpoints.get(key, ())))) for key in chosen
+    )
