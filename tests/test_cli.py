@@ -196,7 +196,7 @@ def test_help_names_every_collector() -> None:
         (["--cpu-budget=x"], "vipscope: --cpu-budget=x: takes a percentage of one core"),
         (["serve", "--cpu-budget=x"], "vipscope: --cpu-budget=x: takes a percentage of one core"),
         (["--nope"], "vipscope: unrecognized arguments: --nope"),
-        (["--role=a\nb\x1b[0m"], r"vipscope: --role=a\nb\x1b[0m: takes one of node, all"),
+        (["--role=a\nb\x1b[0m"], r"vipscope: --role=a\nb\x1b[0m: takes one of node, cluster, all"),
         (["dance"], "vipscope: no command 'dance'; there is serve"),
     ],
 )

@@ -24,6 +24,8 @@ FLAGS = {
     "--role": ("node", "role", "node"),
     "--node-name": ("n", "node_name", "n"),
     "--kubeconfig": ("/k", "kubeconfig", Path("/k")),
+    "--top-services": ("0", "top_services", 0),
+    "--unroutable.load-balancer-pending-after": ("60", "pending_after", 60.0),
     "--cpu-budget": ("0.5", "cpu_budget", 0.005),
     "--nftables.follow": ("false", "follow", False),
     "--nftables.receive-buffer-bytes": ("4096", "receive_buffer", 4096),
@@ -128,9 +130,16 @@ def test_the_cpu_budget_is_a_percentage_of_one_core(text: str, share: float) -> 
             {"VIPSCOPE_COLLECTOR_XTABLES": "true"},
             {"xtables"},
         ),
+        (["--role=node"], {}, COLLECTORS.keys() - {"cluster"}),
+        (["--role=cluster"], {}, {"cluster"}),
+        (["--role=all"], {}, set(COLLECTORS)),
+        ([], {"VIPSCOPE_ROLE": "cluster"}, {"cluster"}),
+        (["--role=cluster", "--collector.pressure"], {}, {"cluster", "pressure"}),
+        (["--role=all", "--no-collector.cluster"], {}, COLLECTORS.keys() - {"cluster"}),
+        (["--role=node", "--collector.disable-defaults"], {}, set()),
     ],
 )
-def test_collectors_are_chosen_by_flags_and_variables(
+def test_collectors_are_chosen_by_the_role_flags_and_variables(
     flags: list[str], environment: dict[str, str], enabled: set[str]
 ) -> None:
     assert load(flags, environment).collectors == enabled
@@ -150,7 +159,11 @@ def test_collectors_are_chosen_by_flags_and_variables(
         "--web.telemetry-path=/healthz",
         "--web.telemetry-path=/a/../b",
         "--web.telemetry-path=/{x}",
-        "--role=cluster",
+        "--role=nodes",
+        "--top-services=-1",
+        "--top-services=1001",
+        "--unroutable.load-balancer-pending-after=5m",
+        "--unroutable.load-balancer-pending-after=86401",
         "--cpu-budget=x",
         "--cpu-budget=0",
         "--cpu-budget=101",

@@ -20,8 +20,10 @@ from vipscope import __version__
 from vipscope import metrics as m
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.snapshot import (
+    Cluster,
     Conntrack,
     Follow,
+    Histogram,
     Ipvs,
     KubeProxy,
     Outcome,
@@ -45,11 +47,17 @@ class _Families:
 
     def add(self, metric: m.Metric, *labels: str, value: float | None) -> None:
         """Add a sample; None is no sample."""
-        if value is None:
-            return
+        if value is not None:
+            self._of(metric).add(*labels, value=value)
+
+    def add_histogram(self, metric: m.Metric, *labels: str, value: Histogram) -> None:
+        """Add a histogram's samples."""
+        self._of(metric).add_histogram(*labels, value=value)
+
+    def _of(self, metric: m.Metric) -> m.Samples:
         if metric not in self._samples:
             self._samples[metric] = m.Samples(metric)
-        self._samples[metric].add(*labels, value=value)
+        return self._samples[metric]
 
     def families(self) -> list[Family]:
         return [self._samples[each].family for each in m.CATALOGUE if each in self._samples]
@@ -81,6 +89,8 @@ def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
                 _pressure(out, pressure)
             case KubeProxy() as kube_proxy:
                 _kube_proxy(out, kube_proxy)
+            case Cluster() as cluster:
+                _cluster(out, cluster)
     return out.families()
 
 
@@ -171,6 +181,34 @@ def _kube_proxy(out: _Families, kube_proxy: KubeProxy) -> None:
     out.add(m.KUBE_PROXY_RESTORE_FAILURES, value=kube_proxy.restore_failures)
     for key, value in sorted(kube_proxy.intended_rules.items()):
         out.add(m.KUBE_PROXY_INTENDED_RULES, *key, value=value)
+
+
+def _cluster(out: _Families, cluster: Cluster) -> None:
+    for metric, counts in (
+        (m.SERVICES, cluster.services),
+        (m.SERVICES_TOPOLOGY, cluster.topology),
+        (m.SLICES, cluster.slices),
+        (m.ENDPOINTS, cluster.endpoints),
+        (m.SLICE_EVENTS, cluster.slice_events),
+        (m.ENDPOINT_CHANGES, cluster.endpoint_changes),
+        (m.UNROUTABLE_SERVICES, cluster.unroutable_services),
+    ):
+        for label, count in sorted(counts.items()):
+            out.add(metric, label, value=count)
+    out.add(m.SERVICES_SESSION_AFFINITY, value=cluster.session_affinity)
+    for policy, count in sorted(cluster.traffic_policies.items()):
+        out.add(m.SERVICES_TRAFFIC_POLICY, *policy, value=count)
+    out.add_histogram(m.SLICE_ENDPOINTS, value=cluster.slice_endpoints)
+    out.add(m.SLICE_EVENT_BYTES, value=cluster.slice_event_bytes)
+    for service, count in sorted(cluster.service_changes.items()):
+        out.add(m.SERVICE_ENDPOINT_CHANGES, *service, value=count)
+    for port in sorted(cluster.unroutable):
+        out.add(m.SERVICE_UNROUTABLE, *port, value=1)
+    for resource, watch in sorted(cluster.watches.items()):
+        for reason, count in sorted(watch.restarts.items()):
+            out.add(m.WATCH_RESTARTS, resource, reason, value=count)
+        out.add(m.WATCH_LAST_EVENT, resource, value=watch.last_event)
+        out.add(m.WATCH_OBJECTS, resource, value=watch.objects)
 
 
 def vitals(

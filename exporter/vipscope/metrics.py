@@ -6,6 +6,7 @@ typo is a NameError and an undeclared label an exception, never a silent hole in
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,8 @@ from prometheus_client.core import (
     HistogramMetricFamily,
 )
 from prometheus_client.metrics_core import Metric as Family
+
+from vipscope.snapshot import Histogram
 
 Kind = Literal["gauge", "counter", "histogram"]
 Role = Literal["node", "cluster", "both"]
@@ -74,10 +77,21 @@ class Samples:
 
     def add(self, *values: str, value: float) -> Samples:
         """Add a sample. Raises ValueError when label values and labels differ in number."""
-        if len(values) != len(self.metric.labels):
-            raise ValueError(f"{self.metric.name} takes {self.metric.labels}, got {values}")
+        self._check(values)
         self.family.add_metric(values, value)  # type: ignore[attr-defined]
         return self
+
+    def add_histogram(self, *values: str, value: Histogram) -> Samples:
+        """Add a histogram's samples. Raises ValueError as `add` does."""
+        self._check(values)
+        bounds = (*(format(bound, "g") for bound in value.bounds), "+Inf")
+        buckets = [*zip(bounds, itertools.accumulate(value.counts), strict=True)]
+        self.family.add_metric(values, buckets, value.sum)  # type: ignore[attr-defined]
+        return self
+
+    def _check(self, values: tuple[str, ...]) -> None:
+        if len(values) != len(self.metric.labels):
+            raise ValueError(f"{self.metric.name} takes {self.metric.labels}, got {values}")
 
 
 EXPORTER = "Exporter"
@@ -86,6 +100,7 @@ IPVS = "IPVS"
 CONNTRACK_SECTION = "Connection tracking"
 PRESSURE_SECTION = "Pressure"
 KUBE_PROXY_SECTION = "kube-proxy"
+CLUSTER = "Services and EndpointSlices"
 
 BUILD_INFO = Metric(
     "vipscope_build_info", "gauge", "1, labelled by vipscope's and Python's version.",
@@ -309,6 +324,97 @@ KUBE_PROXY_INTENDED_RULES = Metric(
     "vipscope_kube_proxy_intended_rules", "gauge",
     "Rules that kube-proxy means to have written; it keeps this number when the write fails.",
     ("family", "table"), "node", KUBE_PROXY_SECTION,
+)  # fmt: skip
+
+SERVICES = Metric(
+    "vipscope_services", "gauge",
+    "Services by type: ClusterIP, NodePort, LoadBalancer, ExternalName, or Headless for one without"
+    " a cluster IP. Those of another proxy than kube-proxy are not among them, here and below.",
+    ("type",), "cluster", CLUSTER,
+)  # fmt: skip
+SERVICES_SESSION_AFFINITY = Metric(
+    "vipscope_services_session_affinity", "gauge", "Services with session affinity.",
+    (), "cluster", CLUSTER,
+)  # fmt: skip
+SERVICES_TRAFFIC_POLICY = Metric(
+    "vipscope_services_traffic_policy", "gauge",
+    "Services with a cluster IP by their internal traffic policy, Cluster or Local, and those that "
+    "are reachable from outside by their external one.",
+    ("direction", "policy"), "cluster", CLUSTER,
+)  # fmt: skip
+SERVICES_TOPOLOGY = Metric(
+    "vipscope_services_topology", "gauge",
+    "Services that ask for near endpoints: by annotation (Auto), or by traffic distribution "
+    "(PreferClose, PreferSameZone, PreferSameNode, other).",
+    ("mode",), "cluster", CLUSTER,
+)  # fmt: skip
+SLICES = Metric(
+    "vipscope_endpointslices", "gauge",
+    "EndpointSlices that kube-proxy watches: not those of headless Services, here and below.",
+    ("address_type",), "cluster", CLUSTER,
+)  # fmt: skip
+SLICE_ENDPOINTS = Metric(
+    "vipscope_endpointslice_endpoints", "histogram",
+    "Endpoints in an EndpointSlice, over all that there are now. A state and not a count of "
+    "events: take histogram_quantile of it as it is, without rate().",
+    (), "cluster", CLUSTER,
+)  # fmt: skip
+ENDPOINTS = Metric(
+    "vipscope_endpoints", "gauge",
+    "Endpoints in all EndpointSlices by condition: each is either ready or not_ready, and may be "
+    "serving and terminating beside that. A dual-stack backend is two.",
+    ("condition",), "cluster", CLUSTER,
+)  # fmt: skip
+SLICE_EVENTS = Metric(
+    "vipscope_endpointslice_events_total", "counter",
+    "EndpointSlices added, modified and deleted: what every kube-proxy is sent, too. What was "
+    "there at the start is not counted; after a gap in the watch, one for each that differs.",
+    ("event",), "cluster", CLUSTER,
+)  # fmt: skip
+SLICE_EVENT_BYTES = Metric(
+    "vipscope_endpointslice_event_bytes_total", "counter",
+    "JSON bytes of these events. Times the number of nodes it is the traffic that they cause, at "
+    "most: kube-proxy takes a denser encoding.",
+    (), "cluster", CLUSTER,
+)  # fmt: skip
+ENDPOINT_CHANGES = Metric(
+    "vipscope_endpoint_changes_total", "counter",
+    "Endpoints added and removed, and those that became ready, unready, or began to terminate. One "
+    "for an endpoint and event, so a terminating one does not count as unready, too.",
+    ("change",), "cluster", CLUSTER,
+)  # fmt: skip
+SERVICE_ENDPOINT_CHANGES = Metric(
+    "vipscope_service_endpoint_changes_total", "counter",
+    "All these changes by Service, for the --top-services that change most. A Service's series "
+    "counts from when it got one, so each series only grows; the rest is in service \"\".",
+    ("namespace", "service"), "cluster", CLUSTER,
+)  # fmt: skip
+SERVICE_UNROUTABLE = Metric(
+    "vipscope_service_unroutable", "gauge",
+    "1 for each Service port that routes to nobody, and why; port \"\" when it has no name. Not "
+    "those that are headless, or that were scaled to zero.",
+    ("namespace", "service", "port", "reason"), "cluster", CLUSTER,
+)  # fmt: skip
+UNROUTABLE_SERVICES = Metric(
+    "vipscope_unroutable_services", "gauge",
+    "Services of which a port routes to nobody. A reason that is not looked for is absent.",
+    ("reason",), "cluster", CLUSTER,
+)  # fmt: skip
+WATCH_RESTARTS = Metric(
+    "vipscope_watch_restarts_total", "counter",
+    "How often a watch of the API server had to start anew. closed, the server's own doing every "
+    "few minutes, is no trouble.",
+    ("resource", "reason"), "cluster", CLUSTER,
+)  # fmt: skip
+WATCH_LAST_EVENT = Metric(
+    "vipscope_watch_last_event_timestamp_seconds", "gauge",
+    "Unix time at which the API server was last heard: a list, an event, or the bookmark that it "
+    "sends about every minute. What is exported of the cluster is as old.",
+    ("resource",), "cluster", CLUSTER,
+)  # fmt: skip
+WATCH_OBJECTS = Metric(
+    "vipscope_watch_objects", "gauge", "Objects of the API that are held.",
+    ("resource",), "cluster", CLUSTER,
 )  # fmt: skip
 
 CATALOGUE: tuple[Metric, ...] = tuple(

@@ -25,8 +25,12 @@ COLLECTORS: Mapping[str, str] = {
     "conntrack": "connection tracking: fill and per-CPU statistics",
     "pressure": "SYN retransmits, softnet, softirq time, the xtables lock",
     "kubeproxy": "what kube-proxy says of itself on localhost",
+    "cluster": "Services, EndpointSlices and Pods of the API server",
 }
-"""Every collector and what it reads. All are on by default."""
+"""Every collector and what it reads. Those of the role are on by default."""
+
+CLUSTER_WIDE = frozenset({"cluster"})
+"""The collectors of role cluster. All others are of role node."""
 
 ENVIRONMENT_PREFIX = "VIPSCOPE_"
 """Variables of this prefix that are no setting are left alone: for a Service called vipscope,
@@ -84,6 +88,20 @@ def parse_bytes(text: str) -> int:
     if not re.fullmatch(r"[0-9]{4,10}", text) or not 4096 <= int(text) <= 1 << 30:
         raise ValueError("takes a number of bytes from 4096 to 1073741824")
     return int(text)
+
+
+def parse_top(text: str) -> int:
+    """A number of Services with series of their own, up to 1000."""
+    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) > 1000:
+        raise ValueError("takes a number from 0 to 1000")
+    return int(text)
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds, up to a day."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 86400:
+        raise ValueError("takes a number of seconds from 0 to 86400")
+    return float(text)
 
 
 def parse_bool(text: str) -> bool:
@@ -155,11 +173,12 @@ class Settings:
     )
     """Default /metrics, where Prometheus looks when it is told nothing."""
     role: str = _setting(
-        "role", "all", one_of("node", "all"),
-        "What to export: node (this node's kernel) or all (everything that one machine can).",
+        "role", "all", one_of("node", "cluster", "all"),
+        "What to export: node (this node's kernel), cluster (what the API server says of Services) "
+        "or all. A collector's own flag overrules it.",
     )  # fmt: skip
     """Default all: right for a single machine. A cluster-wide fact must be exported once, not once
-    a node, so a DaemonSet runs with node."""
+    a node, so a DaemonSet runs with node and one more pod with cluster."""
     node_name: str = _setting(
         "node-name", "", parse_node_name, "Kubernetes name of this node. Empty: the host name."
     )
@@ -170,6 +189,17 @@ class Settings:
         "Path of a kubeconfig. Empty: the pod's service account.",
     )  # fmt: skip
     """Default None: in a cluster nothing needs to be given."""
+    top_services: int = _setting(
+        "top-services", "20", parse_top,
+        "Services that get series of their own: those whose endpoints change most.",
+    )  # fmt: skip
+    """Default 20: enough to name who causes a storm, and a bound however many Services there
+    are."""
+    pending_after: float = _setting(
+        "unroutable.load-balancer-pending-after", "300", parse_seconds,
+        "Seconds after which a Service that waits for a load balancer counts as unroutable.",
+    )  # fmt: skip
+    """Seconds from the Service's creation. Default 300: clouds take a few minutes."""
     cpu_budget: float = _setting(
         "cpu-budget", "2", parse_share,
         "Percentage of one core that all reads together may cost; past it they become rarer.",
@@ -212,7 +242,8 @@ class Settings:
     log_format: str = _setting("log.format", "text", one_of("text", "json"), "Form of a log line.")
     """Default text. Either form keeps one message to one line."""
     collectors: frozenset[str] = frozenset(COLLECTORS)
-    """Enabled collectors: --collector.NAME, --no-collector.NAME, --collector.disable-defaults.
+    """Enabled collectors: --role, --collector.NAME, --no-collector.NAME,
+    --collector.disable-defaults.
     Default all: what a node does not have costs nothing to look for."""
 
 
@@ -281,7 +312,15 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
             continue
         texts = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
         values[each.name] = tuple(_parse(meta["parse"], text, source) for text in texts)
-    return Settings(**values, collectors=_collectors(flags, environment))
+    result = Settings(**values)
+    collectors = _collectors(flags, environment, result.role)
+    return dataclasses.replace(result, collectors=collectors)
+
+
+def collectors_of(role: str) -> frozenset[str]:
+    """The collectors that a role has by default."""
+    everything = frozenset(COLLECTORS)
+    return {"node": everything - CLUSTER_WIDE, "cluster": CLUSTER_WIDE, "all": everything}[role]
 
 
 def _given(flag_value: Any, flag: str, environment: Mapping[str, str]) -> tuple[Any, str]:
@@ -302,16 +341,19 @@ def _parse(parse: Callable[[str], Any], text: str, source: str) -> Any:
         raise SettingsError(f"{source}={text}: {error}") from None
 
 
-def _collectors(flags: argparse.Namespace, environment: Mapping[str, str]) -> frozenset[str]:
+def _collectors(
+    flags: argparse.Namespace, environment: Mapping[str, str], role: str
+) -> frozenset[str]:
     def switch(flag_value: bool | None, flag: str) -> bool | None:
         given, source = _given(flag_value, flag, environment)
         chosen: bool | None = _parse(parse_bool, given, source) if isinstance(given, str) else given
         return chosen
 
-    on_by_default = not switch(flags.disable_defaults, "collector.disable-defaults")
+    disabled = switch(flags.disable_defaults, "collector.disable-defaults")
+    defaults = frozenset() if disabled else collectors_of(role)
     enabled = set()
     for name in COLLECTORS:
         chosen = switch(getattr(flags, f"collector_{name}"), f"collector.{name}")
-        if chosen or (chosen is None and on_by_default):
+        if chosen or (chosen is None and name in defaults):
             enabled.add(name)
     return frozenset(enabled)

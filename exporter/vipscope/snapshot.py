@@ -177,7 +177,66 @@ class KubeProxy:
     """(family, table) -> rules that kube-proxy means to have written."""
 
 
-Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How values are spread."""
+
+    bounds: tuple[float, ...]
+    """Upper bounds, inclusive and ascending, of all buckets but the last, which has none."""
+    counts: tuple[int, ...]
+    """Values in each bucket alone: one more than there are bounds."""
+    sum: float
+    """Of all values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a watch of one of the API's resources fares."""
+
+    restarts: Mapping[str, int]
+    """Reason -> how often it had to start anew."""
+    last_event: float
+    """Unix time of the last list, event or bookmark."""
+    objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the API server says of Services and of the EndpointSlices that kube-proxy watches.
+
+    As it was last said: it stays while the server is away, and `watches` tell since when.
+    """
+
+    services: Mapping[str, int]
+    """Type (ClusterIP, NodePort, LoadBalancer, ExternalName, Headless) -> Services."""
+    session_affinity: int
+    """Services with session affinity."""
+    traffic_policies: Mapping[tuple[str, str], int]
+    """(direction, policy) -> Services that have such traffic."""
+    topology: Mapping[str, int]
+    """How a Service asks for near endpoints (Auto, PreferClose, …) -> Services that do."""
+    slices: Mapping[str, int]
+    """Address type (IPv4, IPv6, FQDN) -> EndpointSlices."""
+    slice_endpoints: Histogram
+    """Endpoints in a slice."""
+    endpoints: Mapping[str, int]
+    """Condition (ready, serving, terminating, not_ready) -> endpoints; one may have several."""
+    slice_events: Mapping[str, int]
+    """Event (added, modified, deleted) -> how many since the start; first lists count nothing."""
+    slice_event_bytes: int
+    endpoint_changes: Mapping[str, int]
+    """Change (added, removed, ready, unready, terminating) -> endpoints since the start."""
+    service_changes: Mapping[tuple[str, str], int]
+    """(namespace, name) -> changes of its endpoints while it had a series; ("", ""): the rest."""
+    unroutable: frozenset[tuple[str, str, str, str]]
+    """(namespace, name, port, reason) of each Service port that routes to nobody."""
+    unroutable_services: Mapping[str, int]
+    """Reason that was looked for -> Services with a port of that reason."""
+    watches: Mapping[str, Watch]
+    """By resource."""
+
+
+Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy | Cluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vipscope.collectors.base import Collector
+from vipscope.collectors.cluster import ClusterCollector
 from vipscope.collectors.conntrack import ConntrackCollector
 from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.collectors.kubeproxy import KubeProxyCollector
@@ -17,6 +18,7 @@ ALL: tuple[type[Collector], ...] = (
     ConntrackCollector,
     PressureCollector,
     KubeProxyCollector,
+    ClusterCollector,
 )
 """Every collector, in the order of settings.COLLECTORS. Imported all at once: together they take
 2 MiB, of 40 for the whole process."""

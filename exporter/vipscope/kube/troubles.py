@@ -1,0 +1,131 @@
+"""Which Services route to nobody, found anew only where something has changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, overload
+
+from vipscope.cluster import Pod, Service
+from vipscope.diagnosis.unroutable import Reason, Unroutable, backing_pods, unroutable
+from vipscope.kube.reflector import Key
+from vipscope.kube.store import Store
+
+REASONS: Final = (
+    Reason.SELECTOR_MATCHES_NO_PODS,
+    Reason.PODS_NOT_READY,
+    Reason.PORT_NAME_MISMATCH,
+    Reason.NO_ENDPOINT_SLICES,
+    Reason.LOAD_BALANCER_PENDING,
+)
+"""Those that are looked for. Names are not resolved: what a pod's resolver, with its search domains
+and the cluster's DNS, makes of an ExternalName is not what this process's own would, and a wrong
+finding is worse than none. Local policies are each node's own to judge."""
+
+
+class Troubles:
+    """Judges the Services of a store.
+
+    A Service is judged again when it or a slice of it changed; when a Pod of its namespace did, and
+    the last judgement had to look at Pods; and each time while it waits for a load balancer.
+    """
+
+    def __init__(self, store: Store, pending_after: float) -> None:
+        self.changes = store.follow()
+        """What the next judgement begins with."""
+        self._store = store
+        self._pending_after = pending_after
+        self._found: dict[Key, tuple[Unroutable, ...]] = {}
+        self._looked: dict[str, set[Key]] = {}
+        """Namespace -> Services whose judgement depends on its Pods."""
+        self._waiting: set[Key] = set()
+        """Services that have no load balancer yet: their judgement depends on the time."""
+        self._backing: dict[Key, frozenset[str]] = {}
+        """Service -> uids of the last Pods that its slices named."""
+
+    @property
+    def found(self) -> Mapping[Key, tuple[Unroutable, ...]]:
+        """The ports that route to nobody, of each Service that has any; a view."""
+        return MappingProxyType(self._found)
+
+    def services(self) -> Counter[str]:
+        """Reason -> Services with a port of that reason; 0 for those of which there are none."""
+        counts = Counter({reason.value: 0 for reason in REASONS})
+        for ports in self._found.values():
+            counts.update({port.reason.value for port in ports})
+        return counts
+
+    def judge(self, now: float) -> None:
+        """Judge anew what may have changed, at Unix time `now`."""
+        services, namespaces = self.changes.take()
+        for namespace in namespaces:
+            services |= self._looked.get(namespace, set())
+        for key in services | self._waiting:
+            self._judge(key, now)
+
+    def _judge(self, key: Key, now: float) -> None:
+        self._forget(key)
+        service = self._store.services.get(key)
+        if service is None:
+            self._backing.pop(key, None)
+            return
+        slices = self._store.slices_of(key)
+        if backing := backing_pods(slices):
+            self._backing[key] = backing
+        pods = _Witness(self._store.pods_of(service.metadata.namespace))
+        found = unroutable(
+            service,
+            slices,
+            pods,
+            now=now,
+            pending_after=self._pending_after,
+            last_backing=self._backing.get(key, ()),
+        )
+        if found:
+            self._found[key] = found
+        if pods.looked_at:
+            self._looked.setdefault(key[0], set()).add(key)
+        if _is_waiting(service):
+            self._waiting.add(key)
+
+    def _forget(self, key: Key) -> None:
+        self._found.pop(key, None)
+        self._waiting.discard(key)
+        if key[0] in self._looked:
+            self._looked[key[0]].discard(key)
+
+
+class _Witness(Sequence[Pod]):
+    """The Pods of a namespace, and whether anybody looked at them.
+
+    A Service with ready endpoints is well whatever its Pods are. So few depend on them, and a
+    rollout costs those few and not each Service of the namespace.
+    """
+
+    def __init__(self, pods: Collection[Pod]) -> None:
+        self.looked_at = False
+        self._pods = pods
+
+    def __iter__(self) -> Iterator[Pod]:
+        self.looked_at = True
+        return iter(self._pods)
+
+    def __len__(self) -> int:
+        return len(tuple(self))
+
+    @overload
+    def __getitem__(self, index: int) -> Pod: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pod]: ...
+
+    def __getitem__(self, index: int | slice) -> Pod | Sequence[Pod]:
+        return tuple(self)[index]
+
+
+def _is_waiting(service: Service) -> bool:
+    ingress = service.status.load_balancer.ingress
+    return service.spec.type == "LoadBalancer" and not any(
+        one.ip or one.hostname for one in ingress
+    )
