@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from vipscope.kube.client import Client
 def process() -> Iterator[ApiServer]:
     with ApiServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_public_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read them for each connection would take longer than all the rest."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
 
 
 @pytest.fixture

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
-from tests.kube.mirror import Site, kubeconfig, running
+from tests.kube.mirror import Mirror, Site, kubeconfig, running
 from tests.lab.apiserver import MISBEHAVIOURS, ApiServer, Object, captured, recorded
 from tests.stubs import until
+from vipscope.cluster import Service
 from vipscope.kube import reflector as module
 from vipscope.kube.client import Client
-from vipscope.kube.errors import Reason
+from vipscope.kube.errors import ApiError, Reason
+from vipscope.kube.reflector import Reflector
 from vipscope.kube.resources import (
     ENDPOINT_SLICES,
     NODES,
@@ -135,7 +138,7 @@ async def test_a_lasting_fault_is_met_with_ever_longer_pauses(
     monkeypatch.setattr(module, "LIST_IDLE", 0.05)
     monkeypatch.setattr(module, "WATCH_IDLE", 0.05)
     server.misbehave(name, verb, times=-1)
-    pauses = 8
+    pauses = 7
     site = Site(client, server, SERVICES, pauses=pauses)
     async with running(site):
         await until(lambda: len(site.delays) == pauses)
@@ -306,6 +309,41 @@ async def test_what_changed_while_the_server_was_away_is_told_once(
     assert site.mirror.lists == [True, False]
     # The one that returned is another one: it went and came.
     assert site.mirror.kinds == {"added": 2, "deleted": 2, "modified": 1}
+
+
+class Away(Client):
+    """A client of a server that is away."""
+
+    def connect(self) -> NoReturn:
+        raise ApiError(Reason.UNREACHABLE, "no route to host")
+
+
+async def attempts_within(seconds: float) -> list[float]:
+    """When a reflector asks a server that is away, and once more after so many seconds."""
+    times = [0.0]
+
+    async def sleep(delay: float) -> None:
+        if times[-1] > seconds:
+            raise asyncio.CancelledError
+        times.append(times[-1] + delay)
+
+    mirror: Mirror[Service] = Mirror()
+    reflector = Reflector(Away(), SERVICES, mirror, clock=lambda: times[-1], sleep=sleep)
+    with contextlib.suppress(asyncio.CancelledError):
+        await reflector.run()
+    assert reflector.restarts == {Reason.UNREACHABLE: len(times)}
+    return times
+
+
+async def test_while_a_server_is_away_for_an_hour_nodes_ask_rarely_and_not_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hour = 3600.0
+    nodes = [await attempts_within(hour) for _ in range(100)]
+    assert all(hour / 60 <= len(times) <= hour / 30 + 6 for times in nodes)
+    returns = [times[-1] for times in nodes]
+    assert max(sum(start <= each < start + 1 for each in returns) for start in returns) < 20
+    assert len(caplog.records) == len(nodes)
 
 
 async def test_a_first_list_comes_from_the_cache_in_pages_and_the_next_is_not_older(

@@ -219,8 +219,5 @@ def _import_without_the_synchronous_client() -> None:
     pay for nothing. Here these three are made as packages, but their code does not run.
     """
     for name in ("kubernetes", "kubernetes.aio", "kubernetes.aio.utils"):
-        if name not in sys.modules:
-            spec = importlib.util.find_spec(name)
-            if spec is None:
-                raise ModuleNotFoundError(name)
+        if name not in sys.modules and (spec := importlib.util.find_spec(name)):
             sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -100,6 +100,8 @@ class Reflector(Generic[T]):
         self._must_list = True
         self._distrusts_cache = False
         """The last list failed for its version: the next one is of etcd, and in one piece."""
+        self._complained_of: Reason | None = None
+        """What was logged since the last sign of life: once is enough for a long absence."""
 
     @property
     def objects(self) -> Mapping[Key, T]:
@@ -132,8 +134,14 @@ class Reflector(Generic[T]):
         if error.reason in (Reason.EXPIRED, Reason.BEHIND):
             self._distrusts_cache = self._must_list
             self._must_list = True
-        level = logging.DEBUG if error.reason is Reason.CLOSED else logging.WARNING
+        known = error.reason in (Reason.CLOSED, self._complained_of)
+        self._complained_of = error.reason
+        level = logging.DEBUG if known else logging.WARNING
         log.log(level, "%s: watch ended (%s): %s", self.resource.name, error.reason, error)
+
+    def _note_life(self) -> None:
+        self.last_event = time.time()
+        self._complained_of = None
 
     # --- list ---
 
@@ -164,7 +172,7 @@ class Reflector(Generic[T]):
         self._version = page.version
         self._must_list = self._distrusts_cache = False
         self.skipped += skipped
-        self.last_event = time.time()
+        self._note_life()
         self._handler.listed(changes, first=first)
 
     async def _page(self, connection: Connection, query: dict[str, str]) -> Page[T]:
@@ -219,7 +227,7 @@ class Reflector(Generic[T]):
 
     def _event(self, line: bytes) -> None:
         event = self._decoder.event(line)
-        self.last_event = time.time()
+        self._note_life()
         match event:
             case Written(new):
                 key = _key(new.metadata)
