@@ -1,0 +1,211 @@
+"""Run the benches and print one table: `python -m tests.bench [--write] [NAME ...]`.
+
+With `--write` the table goes into README.md. Nothing here asserts: a bound that is not met is a row
+that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from tests.bench import exporter, ipvs, nftables, xtables
+from tools.generate import README, replace_region
+
+HEAD = "| what | measured | other tool | ratio | bound | met |\n|---|---|---|---|---|---|\n"
+MEBIBYTE = 1 << 20
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    value: float
+    """What is held against the bound."""
+    bound: float
+    show: Callable[[float], str]
+    """Prints `value` and `bound`."""
+    measured: str = ""
+    """Where the bound is for a ratio: what was measured of vipscope."""
+    tool: str = ""
+    """The other tool and what it takes."""
+    ratio: float | None = None
+    """To the other tool, or to something that is named in `what`."""
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f"{self.ratio:.2g}"
+        cells = (
+            self.what,
+            self.measured or self.show(self.value),
+            self.tool,
+            ratio,
+            self.show(self.bound),
+            "yes" if self.value <= self.bound else "**no**",
+        )
+        return f"| {' | '.join(cells)} |\n"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _cpu(value: float) -> str:
+    return f"{_seconds(value)} CPU"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _share(value: float) -> str:
+    return f"{value * 100:.2g} % of a core"
+
+
+def _mebibytes(value: float) -> str:
+    return f"{value / MEBIBYTE:.0f} MiB"
+
+
+def _against(what: str, ours: float, tool: str, theirs: float, ratio: float, bound: float) -> Row:
+    """A row whose bound is for the ratio to the other tool."""
+    return Row(what, ratio, bound, _times, _cpu(ours), f"{tool}: {_cpu(theirs)}", ratio)
+
+
+def nftables_rows() -> list[Row]:
+    """Following nf_tables, beside listing it."""
+    found = nftables.measure()
+    save = found["iptables_nft_save_cpu_seconds"]
+    save_text = f"iptables-nft-save: {_cpu(save)}"
+    listing = found["nft_json_cpu_seconds"]
+    listing_text = f"nft -j list ruleset: {_cpu(listing)}"
+    unchanged, change = found["unchanged_cpu_seconds"], found["iptables_change_cpu_seconds"]
+    native = found["nftables_change_cpu_seconds"]
+    return [
+        _against(
+            f"first full count, nft backend, {found['rules']:,} rules",
+            found["first_count_cpu_seconds"], "iptables-nft-save", save, found["ratio"], 0.5,
+        ),
+        Row("nothing changed", unchanged, 0.001, _cpu, "", save_text, unchanged / save),
+        Row(
+            "one endpoint changed, mode iptables", change, 0.06, _cpu, "", save_text, change / save
+        ),
+        Row(
+            "the same, until it is in `/metrics` (longest)",
+            found["iptables_change_visible_seconds"], 2, _seconds,
+        ),
+        Row(
+            "one endpoint changed, mode nftables", native, 0.003, _cpu, "", listing_text,
+            native / listing,
+        ),
+        Row(
+            "the same, until it is in `/metrics` (longest)",
+            found["nftables_change_visible_seconds"], 2, _seconds,
+        ),
+    ]  # fmt: skip
+
+
+def xtables_rows() -> list[Row]:
+    """Counting iptables-legacy."""
+    found = xtables.measure()
+    kept = found["resident_after"] - found["resident_before"]
+    return [
+        _against(
+            f"full count, legacy, {found['rules']:,} rules",
+            found["collector_cpu_seconds"], "iptables-legacy-save",
+            found["iptables_legacy_save_cpu_seconds"], found["ratio"], 1,
+        ),
+        Row(
+            "memory kept after counts of "
+            f"{_mebibytes(found['resident_peak'] - found['resident_before'])}",
+            kept, 10 * MEBIBYTE, _mebibytes,
+        ),
+        Row(
+            "nothing changed, legacy", found["repeated_read_cpu_seconds"], 0.001, _cpu, "",
+            f"iptables-legacy-save: {_cpu(found['iptables_legacy_save_cpu_seconds'])}",
+            found["repeated_read_cpu_seconds"] / found["iptables_legacy_save_cpu_seconds"],
+        ),
+    ]  # fmt: skip
+
+
+def ipvs_rows() -> list[Row]:
+    """Reading IPVS, in User Mode Linux."""
+    found = ipvs.measure()
+    what = f"IPVS, {found['virtual_servers']:,} of {found['real_servers']}, in User Mode Linux"
+    return [
+        _against(
+            what, found["collector_cpu_seconds"], "ipvsadm -Sn", found["ipvsadm_cpu_seconds"],
+            found["ratio"], 1,
+        )
+    ]  # fmt: skip
+
+
+def exporter_rows() -> list[Row]:
+    """The whole process."""
+    found = exporter.measure()
+    thousand, all_changes = (
+        found["resident_after_1000_changes"],
+        found["resident_after_10000_changes"],
+    )
+    few = _seconds(found["few_rules_scrape_p99_seconds"])
+    return [
+        Row(
+            f"`/metrics`, {exporter.SCRAPERS} scrapers at once, p99 (p50 "
+            f"{_seconds(found['scrape_p50_seconds'])})",
+            found["scrape_p99_seconds"], 0.02, _seconds,
+        ),
+        Row(
+            "the same, to that at 2,000 rules", found["scrape_p99_ratio"], 1.5, _times,
+            _seconds(found["scrape_p99_seconds"]), f"at 2,000 rules: {few}",
+            found["scrape_p99_ratio"],
+        ),
+        Row("event loop, longest stall", found["stall_seconds"], 0.05, _seconds),
+        Row("resident memory, peak", found["resident_peak"], 120 * MEBIBYTE, _mebibytes),
+        Row(
+            "growth from 1,000 to 10,000 changes", max(0, all_changes - thousand), MEBIBYTE,
+            _mebibytes,
+        ),
+        Row("at rest, scraped every 15 s", found["at_rest_core_share"], 0.005, _share),
+    ]  # fmt: skip
+
+
+BENCHES: Mapping[str, Callable[[], list[Row]]] = {
+    "nftables": nftables_rows,
+    "xtables": xtables_rows,
+    "exporter": exporter_rows,
+    "ipvs": ipvs_rows,
+}
+
+
+def machine() -> str:
+    """What the figures hold for."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    return (
+        f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, load average {os.getloadavg()[2]:.1f}, {today}. "
+        f"{nftables.SERVICES:,} Services of {nftables.ENDPOINTS} endpoints.\n"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - BENCHES.keys():
+        parser.error(f"no bench {', '.join(sorted(unknown))}")
+    if arguments.write and arguments.names:
+        parser.error("--write takes the table of all benches")
+    names = arguments.names or list(BENCHES)
+    table = HEAD + "".join(str(row) for name in names for row in BENCHES[name]())
+    text = f"{table}\n{machine()}"
+    print(text, end="")  # noqa: T201 - a command prints
+    if arguments.write:
+        README.write_text(replace_region(README.read_text(), "cost", text))
+
+
+if __name__ == "__main__":
+    main()
