@@ -276,8 +276,9 @@ class Exposition:
             self._snapshot, self._bodies = snapshot, {}
         key = (wanted, content_type)
         if key not in self._bodies:
+            openmetrics = content_type.startswith("application/openmetrics-text")
             self._bodies[key] = asyncio.ensure_future(
-                asyncio.to_thread(_encoded_body, snapshot, wanted, encoder)
+                asyncio.to_thread(_encoded_body, snapshot, wanted, encoder, openmetrics)
             )
         # Shielded: one scraper that hangs up must not take the text from the others.
         text, series = await asyncio.shield(self._bodies[key])
@@ -286,7 +287,28 @@ class Exposition:
 
 
 def _encoded_body(
-    snapshot: Snapshot, wanted: frozenset[str], encoder: Encoder
+    snapshot: Snapshot, wanted: frozenset[str], encoder: Encoder, openmetrics: bool
 ) -> tuple[bytes, int]:
     families = body(snapshot, wanted)
+    if openmetrics:
+        families = _with_names_apart(families)
     return encoder(_Rendered(families)), sum(len(each.samples) for each in families)
+
+
+def _with_names_apart(families: Sequence[Family]) -> list[Family]:
+    """The families with no two of one name, as OpenMetrics wants them.
+
+    There a counter's family is named without `_total`. Where a gauge has that name, as the public
+    contract has it of vipscope_ipvs_connections, the counter's type goes unsaid.
+    """
+    gauges = {each.name for each in families if each.type == "gauge"}
+    return [
+        _untyped(each) if each.type == "counter" and each.name in gauges else each
+        for each in families
+    ]
+
+
+def _untyped(counter: Family) -> Family:
+    family = Family(f"{counter.name}_total", counter.documentation, "unknown")
+    family.samples = counter.samples
+    return family

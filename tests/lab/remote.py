@@ -16,7 +16,7 @@ def answer(function: Callable[..., object], arguments: tuple[Any, ...]) -> bytes
     """Call the function and pickle what it returns or raises, with the traceback as a note."""
     try:
         return pickle.dumps((True, function(*arguments)))
-    except BaseException as error:  # also what pytest.fail and sys.exit raise
+    except BaseException as error:  # noqa: BLE001 - also what pytest.fail and sys.exit raise
         error.add_note(traceback.format_exc())
         try:
             return pickle.dumps((False, error))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.lab.namespace import Namespace, requirements
 from vipscope.netlink import nfnetlink, nft_rule
 from vipscope.netlink.nf_tables import (
+    ChainLayout,
     ChainRun,
     Reader,
     chain_head,
@@ -77,6 +78,19 @@ def datagrams() -> list[bytes]:
         return namespace.call(collect)
 
 
+@cache
+def layouts() -> dict[int, ChainLayout]:
+    """The layouts of the chains in the real answers."""
+    found = {}
+    for data in datagrams():
+        for kind, _, family, _, payload in messages(memoryview(data)):
+            if kind == Get.CHAIN - 1:
+                layout = chain_layout(chain_head(family, payload), payload)
+                if layout is not None:
+                    found[layout.rows.size] = layout
+    return found
+
+
 def swallow(data: bytes) -> None:
     """Read a datagram in every way that there is."""
 
@@ -88,6 +102,7 @@ def swallow(data: bytes) -> None:
         lambda: read_datagram(data, Notified()),
         lambda: [list(attributes(payload)) for _, _, payload in each()],
         lambda: [chain_head(family, payload) for _, family, payload in each()],
+        lambda: chain_run(memoryview(data), layouts()),
         lambda: [set_head(family, payload) for _, family, payload in each()],
         lambda: [element_keys(payload) for _, _, payload in each()],
         lambda: [nft_rule.decode(payload) for _, _, payload in each()],
@@ -276,3 +291,53 @@ def test_a_string_attribute_is_padded_to_four_bytes() -> None:
         assert len(packed) % 4 == 0
         ((kind, value),) = attributes(memoryview(packed))
         assert (kind, bytes(value)) == (2, b"n" * length + b"\0")
+
+
+@in_namespace
+@given(st.data())
+def test_a_run_of_chains_is_what_its_messages_say_or_nothing(data: st.DataObject) -> None:
+    names = [f"KUBE-SEP-{number:016d}" for number in range(40)]
+    whole = bytearray(chains_of(tuple(names)))
+    position = data.draw(st.integers(0, len(whole) - 1))
+    whole[position] = data.draw(st.integers(0, 255))
+    try:
+        one_by_one = [
+            chain_head(family, payload)
+            for kind, _, family, _, payload in messages(memoryview(whole))
+        ]
+    except HONEST:
+        one_by_one = []
+    with contextlib.suppress(*HONEST):
+        run = chain_run(memoryview(whole), layouts_of(tuple(names)))
+        if run is not None:
+            assert run.names == [chain.name for chain in one_by_one]
+            assert {(run.family, run.table)} == {
+                (chain.family, chain.table) for chain in one_by_one
+            }
+            assert run.newest == max(chain.handle for chain in one_by_one)
+
+
+@cache
+def chains_of(names: tuple[str, ...]) -> bytes:
+    """A real datagram that tells of chains with these names, which are equally long."""
+
+    def ask() -> bytes:
+        asking = GetSocket()
+        asking.ask(Get.CHAIN, 0, dump=True)
+        answer = bytes(asking.view[: asking.receive()])
+        asking.close()
+        return answer
+
+    with Namespace() as namespace:
+        namespace.nft("\n".join(["add table ip nat", *(f"add chain ip nat {n}" for n in names)]))
+        return namespace.call(ask)
+
+
+@cache
+def layouts_of(names: tuple[str, ...]) -> dict[int, ChainLayout]:
+    datagram = memoryview(chains_of(names))
+    _, _, family, _, payload = next(messages(datagram))
+    layout = chain_layout(chain_head(family, payload), payload)
+    assert layout is not None
+    assert chain_run(datagram, {layout.rows.size: layout}) is not None
+    return {layout.rows.size: layout}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from vipscope.netlink import nft_rule
 from vipscope.netlink.nfnetlink import (
+    HEADER,
     NLM_F_DUMP_INTR,
     NLMSG_DONE,
     Get,
@@ -111,7 +112,7 @@ class ChainRun(NamedTuple):
     """The highest of their handles."""
 
 
-class _Layout(NamedTuple):
+class ChainLayout(NamedTuple):
     """Where everything stands in the message of a chain that is no base chain."""
 
     rows: struct.Struct
@@ -127,7 +128,7 @@ _NEW_CHAIN = Get.CHAIN - 1
 _TABLE_NAME_HANDLE_USE = [1, 3, 2, 6]
 
 
-def chain_layout(chain: ChainHead, payload: memoryview) -> _Layout | None:
+def chain_layout(chain: ChainHead, payload: memoryview) -> ChainLayout | None:
     """The layout of a chain's message, if it is the kernel's usual one."""
     parts = list(attributes(payload))
     if [kind for kind, _ in parts] != _TABLE_NAME_HANDLE_USE:
@@ -135,18 +136,20 @@ def chain_layout(chain: ChainHead, payload: memoryview) -> _Layout | None:
     table, name = parts[0][1], parts[1][1]
     start = 4 + (len(table) + 3 & ~3) + 4  # of the name in the payload
     middle = start + (len(name) + 3 & ~3)
-    padding = middle - start - len(name) + 1
-    rows = struct.Struct(f"=IHH8x2s2x{start}s{len(name) - 1}s{padding}x4s8s4s4x")
+    padding = middle - start - len(name)
+    rows = struct.Struct(f"=IHH8x2s2x{start}s{len(name)}s{padding}x4s8s4s4x")
     family = struct.pack("=BB", chain.family, 0)
     headers = bytes(payload[middle : middle + 4]), bytes(payload[middle + 12 : middle + 16])
-    return _Layout(rows, chain.family, chain.table, (family, bytes(payload[:start]), *headers))
+    return ChainLayout(rows, chain.family, chain.table, (family, bytes(payload[:start]), *headers))
 
 
-def chain_run(datagram: memoryview, layouts: Mapping[int, _Layout]) -> ChainRun | None:
+def chain_run(datagram: memoryview, layouts: Mapping[int, ChainLayout]) -> ChainRun | None:
     """All chains of a datagram at once, if they are all of one known layout, as nearly all are.
 
     A node of 205,000 rules has 70,000 chains whose messages differ in name and numbers only.
     """
+    if len(datagram) < HEADER:
+        raise BrokenError(f"netlink message cut off after {len(datagram)} bytes")
     (size,) = _LENGTH(datagram)
     layout = layouts.get(size)
     if layout is None or len(datagram) % size:
@@ -159,9 +162,11 @@ def chain_run(datagram: memoryview, layouts: Mapping[int, _Layout]) -> ChainRun 
         return None
     if {*zip(families, starts, middles, ends, strict=True)} != {layout.expected}:
         return None
+    texts = str(b"".join(names), "utf-8", "surrogateescape").split("\0")
+    if texts.pop() or len(texts) != len(rows):
+        return None  # a name that does not end where its attribute does
     # Big-endian numbers sort as their bytes do.
     newest = int.from_bytes(max(handles), "big")
-    texts = [str(name, "utf-8", "surrogateescape") for name in names]
     return ChainRun(layout.family, layout.table, texts, newest)
 
 
@@ -240,7 +245,7 @@ class Reader:
 
         Raises InterruptedDumpError, at the end, when a commit came between.
         """
-        layouts: dict[int, _Layout] = {}
+        layouts: dict[int, ChainLayout] = {}
         interrupted = False
         self._socket.ask(Get.CHAIN, 0, dump=True)
         while True:

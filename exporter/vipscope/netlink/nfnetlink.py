@@ -75,7 +75,7 @@ def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 def text(payload: memoryview) -> str:
     """A string attribute's value. Bytes that are no UTF-8 survive a round trip to the kernel."""
-    return bytes(payload).rstrip(b"\0").decode("utf-8", "surrogateescape")
+    return bytes(payload).partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def number(payload: memoryview) -> int:
