@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -11,12 +12,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Generic
 
+from tests import stubs
 from tests.lab.apiserver import ApiServer, Object
-from tests.stubs import until
 from vipscope.kube.backoff import Backoff
 from vipscope.kube.client import Client
 from vipscope.kube.reflector import Change, Key, Reflector
 from vipscope.kube.resources import Resource, T
+
+until = functools.partial(stubs.until, seconds=30.0)
+"""Wait until a condition holds, however busy the machine is. Raises TimeoutError."""
 
 
 def kubeconfig(directory: Path, url: str, user: Object | None = None, **cluster: Any) -> Path:

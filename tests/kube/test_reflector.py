@@ -13,9 +13,8 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from tests.kube.mirror import Mirror, Site, kubeconfig, running
+from tests.kube.mirror import Mirror, Site, kubeconfig, running, until
 from tests.lab.apiserver import MISBEHAVIOURS, ApiServer, Object, captured, recorded
-from tests.stubs import until
 from vipscope.cluster import Service
 from vipscope.kube import reflector as module
 from vipscope.kube.client import Client
@@ -190,8 +189,10 @@ async def test_a_silent_connection_is_given_up_and_the_watch_goes_on_where_it_wa
     assert site.mirror.kinds == {"added": 1}
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_bookmarks_keep_a_watch_alive_and_move_its_version(tmp_path: Path) -> None:
+async def test_bookmarks_keep_a_watch_alive_and_move_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WATCH_IDLE", 1.0)
     with ApiServer(bookmark_seconds=0.05) as server:
         async with running(Site(Client(kubeconfig(tmp_path, server.url)), server, NODES)) as site:
             await site.settled()
@@ -199,7 +200,7 @@ async def test_bookmarks_keep_a_watch_alive_and_move_its_version(tmp_path: Path)
             await until(lambda: site.reflector._version == str(version))
             before = site.reflector.last_event
             assert before is not None
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)
             assert site.reflector.last_event is not None
             assert before < site.reflector.last_event <= time.time()
             server.order("forget")
