@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vipscope.netlink import nft_rule
+from vipscope.dataplane.programmed import ProxyRule
+from vipscope.netlink import nft_program, nft_rule
 from vipscope.netlink.nfnetlink import (
     HEADER,
     NLM_F_DUMP_INTR,
@@ -278,6 +279,14 @@ class Reader:
             nft_rule.decode(payload) for _, _, payload in self._socket.dump(Get.RULE, family, body)
         ]
 
+    def proxy_rules(
+        self, decoder: nft_program.Decoder, family: int, table: str, chain: str
+    ) -> list[ProxyRule]:
+        """Where the rules of a chain lead; none where it is not there."""
+        body = string_attribute(1, table) + string_attribute(2, chain)
+        dump = self._socket.dump(Get.RULE, family, body)
+        return [decoder.decode(payload) for _, _, payload in dump]
+
     def sets(self) -> list[SetHead]:
         """Every set and map of every table. Raises InterruptedDumpError."""
         return [set_head(family, payload) for family, _, payload in self._socket.dump(Get.SET, 0)]
@@ -289,3 +298,15 @@ class Reader:
         for _, _, payload in self._socket.dump(Get.SET_ELEMENTS, family, body):
             keys.update(element_keys(payload)[2])
         return keys
+
+    def map_elements(self, family: int, table: str, name: str) -> list[nft_program.Element]:
+        """A set's or map's elements with what they lead to.
+
+        Raises InterruptedDumpError, GoneError when there is no such set.
+        """
+        body = string_attribute(1, table) + string_attribute(2, name)
+        return [
+            element
+            for _, _, payload in self._socket.dump(Get.SET_ELEMENTS, family, body)
+            for element in nft_program.elements(payload)
+        ]

@@ -52,6 +52,10 @@ class Get(enum.IntEnum):
     GENERATION = 10 << 8 | 16
 
 
+class GoneError(BrokenError):
+    """What was asked for does not exist, or no longer. There is nothing more to the answer."""
+
+
 class InterruptedDumpError(Exception):
     """The ruleset changed during a dump, which may have missed or repeated something."""
 
@@ -113,6 +117,8 @@ def check_error(message: memoryview) -> None:
         raise AbsentError(f"the kernel knows no such request: {reason}")
     if code == errno.EINTR:
         raise InterruptedDumpError(reason)
+    if code == errno.ENOENT:
+        raise GoneError(f"the kernel answered: {reason}")
     raise BrokenError(f"the kernel answered: {reason}")
 
 

@@ -8,7 +8,7 @@ mirror compares the kernel's generation with that of the last commit it was told
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vipscope.dataplane.depth import service_depths
@@ -67,10 +67,25 @@ class _Table:
     """The highest chain handle seen; handles only grow."""
 
 
-class Mirror:
-    """The tables of one network namespace."""
+@dataclass(slots=True)
+class Journal:
+    """What became different in a mirror, for whoever keeps more of the kernel's state than it does.
 
-    def __init__(self) -> None:
+    As (family, table, name). What is named may be gone.
+    """
+
+    chains: set[tuple[int, str, str]] = field(default_factory=set)
+    sets: set[tuple[int, str, str]] = field(default_factory=set)
+    """Those of them that the mirror keeps: kube-proxy's named sets and maps."""
+    refilled: bool = False
+    """Whether the mirror was read anew, so that anything may be different."""
+
+
+class Mirror:
+    """The tables of one network namespace. It writes into a journal where one is given."""
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        self._journal = journal
         self._tables: dict[TableKey, _Table] = {}
         self._unread_chains: set[tuple[int, str, str]] = set()
         self._unread_sets: set[tuple[int, str, str]] = set()
@@ -101,6 +116,8 @@ class Mirror:
             table.chains = dict(zip(names, reader.count_rules(family, name, names), strict=True))
             _recount(name, table)
         self.refresh(reader)
+        if self._journal is not None:
+            self._journal.refilled = True
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Take changes in the kernel's order. Raises LostTrackError."""
@@ -142,6 +159,8 @@ class Mirror:
             else:
                 rules = next(reader.count_rules(family, name, (chain,)))
             self._set_rules(name, table, chain, rules)
+            if self._journal is not None:
+                self._journal.chains.add(key)
         for set_key in list(self._unread_sets):
             self._read_set(reader, set_key)
             self._unread_sets.discard(set_key)
@@ -155,6 +174,21 @@ class Mirror:
     def has_tables(self, tables: Sequence[TableKey]) -> bool:
         """Whether these are all its tables: one that dies with its owner is not notified."""
         return self._tables.keys() == set(tables)
+
+    def chain_keys(self) -> Iterator[tuple[int, str, str]]:
+        """(family, table, chain) of each chain."""
+        for (family, name), table in self._tables.items():
+            for chain in table.chains:
+                yield family, name, chain
+
+    def has_chain(self, family: int, table: str, chain: str) -> bool:
+        """Whether there is such a chain."""
+        held = self._tables.get((family, table))
+        return held is not None and chain in held.chains
+
+    def has_set(self, family: int, table: str, name: str) -> bool:
+        """Whether kube-proxy's table has such a named set or map."""
+        return name in self._sets(family, table)
 
     def counts(self) -> Mapping[tuple[str, str, str, str], Count]:
         """(family, table, owner, class) -> rules and chains.
@@ -240,12 +274,16 @@ class Mirror:
         if chain.name not in table.chains:
             table.chains[chain.name] = 0
             _count(chain.table, table, chain.name, 0, 1)
+            if self._journal is not None:
+                self._journal.chains.add((chain.family, chain.table, chain.name))
 
     def _remove_chain(self, chain: ChainHead) -> None:
         table = self._tables.get((chain.family, chain.table))
         if table is None or chain.name not in table.chains:
             return
         _count(chain.table, table, chain.name, -table.chains.pop(chain.name), -1)
+        if self._journal is not None:
+            self._journal.chains.add((chain.family, chain.table, chain.name))
         if table.hooks.pop(chain.name, None) is not None:
             self._depths.clear()
         self._way.pop((chain.family, chain.table, chain.name), None)
@@ -273,11 +311,13 @@ class Mirror:
         if each in held:
             held[each] = reader.elements(*key)
             self._depths.clear()
+            self._note_set(*key)
 
     def _take_set(self, change: SetChange) -> None:
         held = self._sets(change.set.family, change.set.table)
         if not change.added:
             held.pop(change.set.name, None)
+            self._note_set(change.set.family, change.set.table, change.set.name)
         elif change.set.name not in held:
             self._add_set(change.set)
 
@@ -290,9 +330,17 @@ class Mirror:
         else:
             held.difference_update(change.keys)
         self._depths.clear()
+        self._note_set(change.family, change.table, change.set)
+
+    def _note_set(self, family: int, table: str, name: str) -> None:
+        if self._journal is not None:
+            self._journal.sets.add((family, table, name))
 
     def _remove_table(self, family: int, table: str) -> None:
-        self._tables.pop((family, table), None)
+        removed = self._tables.pop((family, table), None)
+        if removed is not None and self._journal is not None:
+            self._journal.chains.update((family, table, chain) for chain in removed.chains)
+            self._journal.sets.update((family, table, name) for name in removed.sets)
         self._depths.clear()
         for key in [key for key in self._way if key[:2] == (family, table)]:
             del self._way[key]
