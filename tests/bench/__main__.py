@@ -161,7 +161,10 @@ def exporter_rows() -> list[Row]:
             _seconds(found["scrape_p99_seconds"]), f"at 2,000 rules: {few}",
             found["scrape_p99_ratio"],
         ),
-        Row("event loop, longest stall", found["stall_seconds"], 0.05, _seconds),
+        Row(
+            "event loop, longest stall", found["stall_seconds"], 0.05, _seconds, "",
+            f"a loop with nothing to do: {_seconds(found['idle_stall_seconds'])}",
+        ),
         Row("resident memory, peak", found["resident_peak"], 120 * MEBIBYTE, _mebibytes),
         Row(
             "growth from 1,000 to 10,000 changes", max(0, all_changes - thousand), MEBIBYTE,

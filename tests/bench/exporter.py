@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -48,8 +48,9 @@ CHANGES = 10_000
 SETTLE = 10.0
 REST = 120.0
 SCRAPE_INTERVAL = 15.0
-INSIDE = "inside"
-"""The argument of the process that also watches its own event loop."""
+SERVE, IDLE = "serve", "idle"
+"""Arguments of two processes that watch their own event loop: the exporter's, and one that has
+nothing to do, whose lateness is the machine's."""
 REQUEST = (
     b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n"
     b"Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3\r\n"
@@ -68,6 +69,8 @@ class Measurement(TypedDict):
     scrape_p99_ratio: float
     stall_seconds: float
     """The longest lateness of the event loop in the first full read, FLIPS and scrapes."""
+    idle_stall_seconds: float
+    """That of an event loop that has nothing to do, at the same time."""
     resident: int
     """After the first full read and the scrapes."""
     resident_after_1000_changes: int
@@ -82,7 +85,7 @@ def measure() -> Measurement:
     with Namespace() as large, Namespace() as small:
         large.restore(rulesets.iptables(rulesets.cluster(SERVICES, ENDPOINTS)))
         small.restore(rulesets.iptables(rulesets.cluster(FEW_SERVICES, ENDPOINTS)))
-        stall = _stall_seconds(large)
+        stall, idle_stall = _stall_seconds(large)
         with exporter(large) as process, exporter(small):
             slow, fast = [], []
             for _ in range(BLOCKS):
@@ -99,6 +102,7 @@ def measure() -> Measurement:
         "few_rules_scrape_p99_seconds": _p99(fast),
         "scrape_p99_ratio": _p99(slow) / _p99(fast),
         "stall_seconds": stall,
+        "idle_stall_seconds": idle_stall,
         "resident": resident,
         "resident_after_1000_changes": thousand,
         "resident_after_10000_changes": all_changes,
@@ -128,24 +132,42 @@ def _cpu_seconds(pid: int) -> float:
 # --- the event loop -------------------------------------------------------------------------------
 
 
-def _stall_seconds(namespace: Namespace) -> float:
-    process = namespace.popen(
-        *(sys.executable, "-m", __spec__.name, INSIDE), env=environment(), stdout=subprocess.PIPE
-    )
+def _stall_seconds(namespace: Namespace) -> tuple[float, float]:
+    processes = [
+        namespace.popen(
+            *(sys.executable, "-m", __spec__.name, task),
+            env=environment(),
+            stdout=subprocess.PIPE,
+        )
+        for task in (SERVE, IDLE)
+    ]
     namespace.call(_scrape_until_ready)
     for flip in itertools.islice(itertools.cycle(iptables_flips()), FLIPS):
         namespace.run(*IPTABLES_WRITER.split(), stdin=flip)
         namespace.call(_scrape_seconds)
-    process.send_signal(signal.SIGTERM)
-    answer, _ = process.communicate()
-    return float(json.loads(answer))
+    for process in processes:
+        process.terminate()
+    serving, idle = (float(json.loads(process.communicate()[0])) for process in processes)
+    return serving, idle
 
 
-async def _watched() -> float:
-    """Serve as the command does; the longest time by which a short sleep was too long."""
-    serving = asyncio.create_task(cli._serve(load([f"--web.listen-address=127.0.0.1:{PORT}"], {})))
+async def _serve() -> None:
+    """As the command does."""
+    await cli._serve(load([f"--web.listen-address=127.0.0.1:{PORT}", "--log.level=error"], {}))
+
+
+async def _idle() -> None:
+    """Until the signal that also stops the exporter."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+
+
+async def _watch(work: Coroutine[None, None, None]) -> float:
+    """The longest time by which a short sleep was too long while the work was done."""
+    task = asyncio.create_task(work)
     worst = 0.0
-    while not serving.done():
+    while not task.done():
         start = time.monotonic()
         await asyncio.sleep(HEARTBEAT)
         worst = max(worst, time.monotonic() - start - HEARTBEAT)
@@ -245,5 +267,7 @@ def _message(kind: int, flags: int, family: int, resource: int, body: bytes = b"
 
 
 if __name__ == "__main__":
-    result = asyncio.run(_watched()) if INSIDE in sys.argv else measure()
+    tasks = {SERVE: _serve, IDLE: _idle}
+    chosen = [task for name, task in tasks.items() if name in sys.argv]
+    result = asyncio.run(_watch(chosen[0]())) if chosen else measure()
     print(json.dumps(result, indent=2))  # noqa: T201 - a command prints
