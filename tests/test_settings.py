@@ -26,6 +26,7 @@ FLAGS = {
     "--kubeconfig": ("/k", "kubeconfig", Path("/k")),
     "--top-services": ("0", "top_services", 0),
     "--unroutable.load-balancer-pending-after": ("60", "pending_after", 60.0),
+    "--unroutable.resolve-external-names": ("true", "resolve_external_names", True),
     "--cpu-budget": ("0.5", "cpu_budget", 0.005),
     "--nftables.follow": ("false", "follow", False),
     "--nftables.receive-buffer-bytes": ("4096", "receive_buffer", 4096),

@@ -200,6 +200,12 @@ class Settings:
         "Seconds after which a Service that waits for a load balancer counts as unroutable.",
     )  # fmt: skip
     """Seconds from the Service's creation. Default 300: clouds take a few minutes."""
+    resolve_external_names: bool = _setting(
+        "unroutable.resolve-external-names", "false", parse_bool,
+        "Look up the names of ExternalName Services once a minute.",
+    )  # fmt: skip
+    """Default false: the names are strangers', and on a host's network the answer is not the one
+    that pods get from the cluster's DNS."""
     cpu_budget: float = _setting(
         "cpu-budget", "2", parse_share,
         "Percentage of one core that all reads together may cost; past it they become rarer.",

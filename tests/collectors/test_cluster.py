@@ -26,6 +26,7 @@ from tests.stubs import until
 from vipscope.budget import Budget
 from vipscope.collectors import cluster
 from vipscope.collectors.cluster import ClusterCollector
+from vipscope.kube import resolver
 from vipscope.kube.overview import Overview
 from vipscope.settings import COLLECTORS, Settings
 from vipscope.snapshot import AbsentError, BrokenError, Cluster, DeniedError, Histogram
@@ -130,6 +131,26 @@ async def test_each_faulty_service_has_exactly_its_reason_and_the_others_none(
         record = await running.read()
     assert record.unroutable == {("faults", name, "http", reason) for name, reason in FAULTS}
     assert record.unroutable_services == Counter(reason for _, reason in FAULTS)
+
+
+async def test_names_are_looked_up_only_when_that_is_asked_for(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(name: str) -> bool:
+        asked.append(name)
+        return False
+
+    asked: list[str] = []
+    reason = "external_name_unresolvable"
+    monkeypatch.setattr(resolver, "resolve_name", resolve)
+    async with site(tmp_path, server.url) as running:
+        assert reason not in (await running.read()).unroutable_services
+    assert not asked
+    async with site(tmp_path, server.url, resolve_external_names=True) as running:
+        record = await running.reads(lambda record: reason in record.unroutable_services)
+    assert asked == ["db.example.com"]
+    assert record.unroutable_services[reason] == 1
+    assert ("faults", "external", "", reason) in record.unroutable
 
 
 async def test_a_load_balancer_may_be_pending_for_as_long_as_the_setting_says(
@@ -381,7 +402,7 @@ async def test_a_watch_that_ends_for_good_is_reported_and_started_anew(
         await until(lambda: is_watched(server))
         server.order("flap", resource="endpointslices", name="not-ready-bfcdm", count=1)
         await until(lambda: overview.ended)
-        with pytest.raises(BrokenError, match="endpointslices: the watch has ended: TypeError"):
+        with pytest.raises(BrokenError, match="endpointslices has ended: TypeError"):
             await running.read()
         assert (await running.read()).watches["pods"].objects == len(small()["pods"])
 

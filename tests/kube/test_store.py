@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 import msgspec
@@ -36,6 +38,7 @@ from vipscope.cluster import (
 from vipscope.dataplane.desired import SERVICE_NAME_LABEL, service_of_slice
 from vipscope.diagnosis import unroutable as diagnosis
 from vipscope.diagnosis.unroutable import Unroutable
+from vipscope.kube import resolver as resolver_module
 from vipscope.kube import troubles as troubles_module
 from vipscope.kube.census import Census, service_type, topology_mode
 from vipscope.kube.churn import CHANGES, HALF_LIFE, REST, Churn, TopServices, endpoint_changes
@@ -43,9 +46,10 @@ from vipscope.kube.client import Client
 from vipscope.kube.errors import Reason
 from vipscope.kube.meter import Meter
 from vipscope.kube.reflector import Change, Handler, Key, Reflector
+from vipscope.kube.resolver import Resolver, resolve_name
 from vipscope.kube.resources import PROXIED_SLICES, T
 from vipscope.kube.store import Several, Store, key_of
-from vipscope.kube.troubles import Troubles
+from vipscope.kube.troubles import BATCH, Troubles
 from vipscope.snapshot import Histogram
 
 READY = EndpointConditions(ready=True, serving=True, terminating=False)
@@ -487,13 +491,13 @@ class Judged:
 
     def judged(self, now: float = 0.0) -> list[str]:
         """The names of the Services that had to be judged now."""
-        self.troubles.judge(now)
+        asyncio.run(self.troubles.judge(now))
         judged, self._judged = sorted(self._judged), []
         return judged
 
     def reasons(self, now: float = 0.0) -> dict[str, str]:
         """Name of a Service -> the reason of its only port."""
-        self.troubles.judge(now)
+        asyncio.run(self.troubles.judge(now))
         return {name: ports[0].reason for (_, name), ports in self.troubles.found.items()}
 
 
@@ -569,6 +573,93 @@ def test_a_load_balancer_is_pending_when_its_time_has_come(judged: Judged) -> No
     assert judged.reasons(now=61.0) == {}
     assert judged.judged() == ["web"] * 3
     assert judged.judged(now=99.0) == []
+
+
+def test_an_external_name_is_reported_only_while_it_is_known_not_to_resolve(
+    judged: Judged,
+) -> None:
+    def external(name: str) -> Service:
+        return service(name, type="ExternalName", cluster_ip="", external_name=f"{name}.test")
+
+    judged.services.put(external("x"), external("y"), service("z"))
+    assert judged.judged() == ["x", "y", "z"]
+    assert judged.troubles.external_names() == {"x.test", "y.test"}
+    judged.troubles.set_resolves({"x.test": False, "y.test": True})
+    assert judged.reasons() == {
+        "x": "external_name_unresolvable",
+        "z": "selector_matches_no_pods",
+    }
+    assert judged.judged() == ["x", "y"]
+    judged.troubles.set_resolves({"x.test": None, "y.test": True})
+    assert judged.judged() == ["x"]
+    assert set(judged.reasons()) == {"z"}
+
+
+async def test_many_services_are_judged_without_holding_up_others(judged: Judged) -> None:
+    judged.services.put(*[service(f"s{each}") for each in range(2 * BATCH + 1)])
+    steps = 0
+
+    async def counts() -> None:
+        nonlocal steps
+        while True:
+            await asyncio.sleep(0)
+            steps += 1
+
+    task = asyncio.create_task(counts())
+    await judged.troubles.judge(0.0)
+    task.cancel()
+    assert steps >= 2
+    assert len(judged.troubles.found) == 2 * BATCH + 1
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_resolves_or_does_not_or_that_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        if host in errors:
+            raise errors[host]
+        return []
+
+    errors = {
+        "no.test.": socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        "none.test.": socket.gaierror(socket.EAI_NODATA, "No address"),
+        "later.test.": socket.gaierror(socket.EAI_AGAIN, "Temporary failure"),
+        "long.test.": UnicodeError("label too long"),
+    }
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert resolve_name("yes.test") is True
+    assert resolve_name("no.test") is False
+    assert resolve_name("none.test.") is False
+    assert resolve_name("later.test") is None
+    assert resolve_name("long.test") is None
+    assert asked == ["yes.test.", *errors]
+
+
+async def test_a_look_up_that_hangs_leaves_the_others_unknown_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver_module, "TIMEOUT", 0.05)
+    monkeypatch.setattr(resolver_module, "INTERVAL", 0.01)
+    answered = threading.Event()
+
+    def resolve(name: str) -> bool:
+        if name == "a":
+            answered.wait()
+        return name != "b"
+
+    told: list[Mapping[str, bool | None]] = []
+    resolver = Resolver(resolve)
+    task = asyncio.create_task(resolver.follow(lambda: ["a", "b", "c"], told.append))
+    await until(lambda: told)
+    assert told[0] == {"a": None, "b": None, "c": None}
+    answered.set()
+    await until(lambda: told[-1] == {"a": True, "b": False, "c": True})
+    task.cancel()
+    resolver.close()
 
 
 # --- what it costs --------------------------------------------------------------------------------

@@ -82,11 +82,13 @@ class ClusterCollector(Collector):
             raise AbsentError("not in a cluster, and no --kubeconfig is given")
         # Only here: importing it takes memory that no other role should pay for.
         from vipscope.kube.overview import Overview
+        from vipscope.kube.resolver import Resolver
 
         overview = Overview(
             self.settings.kubeconfig,
             top_services=self.settings.top_services,
             pending_after=self.settings.pending_after,
+            resolver=Resolver() if self.settings.resolve_external_names else None,
             meter=self._meter,
         )
         overview.start()

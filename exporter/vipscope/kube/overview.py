@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 from vipscope.cluster import EndpointSlice, Pod, Service
 from vipscope.kube.census import Census
@@ -15,6 +15,7 @@ from vipscope.kube.client import Client
 from vipscope.kube.errors import Reason
 from vipscope.kube.meter import Meter
 from vipscope.kube.reflector import Change, Handler, Reflector
+from vipscope.kube.resolver import Resolver
 from vipscope.kube.resources import PODS, PROXIED_SERVICES, PROXIED_SLICES, Resource, T
 from vipscope.kube.store import Several, Store
 from vipscope.kube.troubles import Troubles
@@ -30,13 +31,21 @@ class Overview:
     """
 
     def __init__(
-        self, kubeconfig: Path | None, *, top_services: int, pending_after: float, meter: Meter
+        self,
+        kubeconfig: Path | None,
+        *,
+        top_services: int,
+        pending_after: float,
+        resolver: Resolver | None,
+        meter: Meter,
     ) -> None:
         self._client = Client(kubeconfig)
         self._meter = meter
         store, self._census = Store(), Census()
         self._churn = Churn(TopServices(top_services, store.services))
         self._troubles = Troubles(store, pending_after)
+        self._resolver = resolver
+        """None: names are not looked up."""
         self._stir = asyncio.Event()
         """Set when a first list came or a watch ended."""
         self._reflectors: tuple[Reflector[Service], Reflector[EndpointSlice], Reflector[Pod]] = (
@@ -52,16 +61,21 @@ class Overview:
             task = asyncio.create_task(self._meter.run(each.run), name=each.resource.name)
             task.add_done_callback(lambda _: self._stir.set())
             self._tasks.append(task)
+        if self._resolver is not None:
+            task = asyncio.create_task(self._resolve_names(self._resolver), name="resolver")
+            self._tasks.append(task)
 
     async def close(self) -> None:
         """End all watches."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._resolver is not None:
+            self._resolver.close()
 
     @property
     def ended(self) -> bool:
-        """Whether a watch is not under way, nor will be: a bug, for nothing else ends one."""
+        """Whether a watch has ended for good: a bug, for nothing else ends one."""
         return any(task.done() for task in self._tasks)
 
     async def changed(self) -> None:
@@ -79,14 +93,14 @@ class Overview:
             self._stir.clear()
             await self._stir.wait()
         self._check()
-        self._troubles.judge(time.time())
+        await self._troubles.judge(time.time())
         return self._record()
 
     def _check(self) -> None:
         """Raise what keeps the watches from being of use."""
         for task in self._tasks:
             if task.done():
-                raise BrokenError(f"{task.get_name()}: the watch has ended: {task.exception()!r}")
+                raise BrokenError(f"{task.get_name()} has ended: {task.exception()!r}")
         for each in self._reflectors:
             if not each.synced and each.restarts:
                 times = ", ".join(f"{reason} {n}" for reason, n in each.restarts.items())
@@ -120,6 +134,13 @@ class Overview:
     def _reflector(self, resource: Resource[T], *handlers: Handler[T]) -> Reflector[T]:
         handler = Several(*handlers, _Listed[T](self._stir))
         return Reflector(self._client, resource, handler, sleep=self._pause)
+
+    async def _resolve_names(self, resolver: Resolver) -> NoReturn:
+        services, *_ = self._reflectors
+        while not services.synced:
+            self._stir.clear()
+            await self._stir.wait()
+        await resolver.follow(self._troubles.external_names, self._troubles.set_resolves)
 
     async def _pause(self, seconds: float) -> None:
         self._stir.set()

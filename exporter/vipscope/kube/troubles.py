@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -19,16 +20,19 @@ REASONS: Final = (
     Reason.NO_ENDPOINT_SLICES,
     Reason.LOAD_BALANCER_PENDING,
 )
-"""Those that are looked for. Names are not resolved: what a pod's resolver, with its search domains
-and the cluster's DNS, makes of an ExternalName is not what this process's own would, and a wrong
-finding is worse than none. Local policies are each node's own to judge."""
+"""What is always looked for. Whether external names resolve is looked up only when that is asked
+for, and what local policies lead to is each node's own to judge."""
+EXTERNAL_NAME: Final = "ExternalName"
+BATCH: Final = 100
+"""Services that are judged without a pause: a few milliseconds."""
 
 
 class Troubles:
     """Judges the Services of a store.
 
     A Service is judged again when it or a slice of it changed; when a Pod of its namespace did, and
-    the last judgement had to look at Pods; and each time while it waits for a load balancer.
+    the last judgement had to look at Pods; when its external name begins or ceases to resolve; and
+    each time while it waits for a load balancer.
     """
 
     def __init__(self, store: Store, pending_after: float) -> None:
@@ -37,6 +41,8 @@ class Troubles:
         self._store = store
         self._pending_after = pending_after
         self._found: dict[Key, tuple[Unroutable, ...]] = {}
+        self._due: set[Key] = set()
+        self._resolves: Mapping[str, bool | None] = {}
         self._looked: dict[str, set[Key]] = {}
         """Namespace -> Services whose judgement depends on its Pods."""
         self._waiting: set[Key] = set()
@@ -50,19 +56,37 @@ class Troubles:
         return MappingProxyType(self._found)
 
     def services(self) -> Counter[str]:
-        """Reason -> Services with a port of that reason; 0 for those of which there are none."""
+        """Reason that is looked for -> Services with a port of that reason."""
         counts = Counter({reason.value: 0 for reason in REASONS})
+        if self._resolves:
+            counts[Reason.EXTERNAL_NAME_UNRESOLVABLE.value] = 0
         for ports in self._found.values():
             counts.update({port.reason.value for port in ports})
         return counts
 
-    def judge(self, now: float) -> None:
-        """Judge anew what may have changed, at Unix time `now`."""
+    async def judge(self, now: float) -> None:
+        """Judge anew what may have changed, at Unix time `now`. Lets others run meanwhile."""
         services, namespaces = self.changes.take()
+        self._due |= services | self._waiting
         for namespace in namespaces:
-            services |= self._looked.get(namespace, set())
-        for key in services | self._waiting:
-            self._judge(key, now)
+            self._due |= self._looked.get(namespace, set())
+        while self._due:
+            for _ in range(min(BATCH, len(self._due))):
+                self._judge(self._due.pop(), now)
+            await asyncio.sleep(0)
+
+    def external_names(self) -> set[str]:
+        """The names of all ExternalName Services."""
+        services = self._store.services.values()
+        return {each.spec.external_name for each in services if each.spec.type == EXTERNAL_NAME}
+
+    def set_resolves(self, resolves: Mapping[str, bool | None]) -> None:
+        """What is known of external names: whether they resolve, None or missing: unknown."""
+        old, self._resolves = self._resolves, resolves
+        for key, service in self._store.services.items():
+            name = service.spec.external_name
+            if service.spec.type == EXTERNAL_NAME and old.get(name) is not resolves.get(name):
+                self.changes.add_service(key)
 
     def _judge(self, key: Key, now: float) -> None:
         self._forget(key)
@@ -80,6 +104,7 @@ class Troubles:
             pods,
             now=now,
             pending_after=self._pending_after,
+            resolves=self._resolves.get(service.spec.external_name),
             last_backing=self._backing.get(key, ()),
         )
         if found:
