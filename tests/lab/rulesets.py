@@ -140,14 +140,22 @@ def cluster(services: int, endpoints: int, *, family: Family = "ipv4") -> tuple[
     )
 
 
-def iptables(services: Sequence[Service], *, family: Family = "ipv4", seed: int = 0) -> str:
+def iptables(
+    services: Sequence[Service],
+    *,
+    family: Family = "ipv4",
+    seed: int = 0,
+    large: bool | None = None,
+) -> str:
     """The whole of mode iptables for `iptables-restore`; `seed` decides the order of the Services.
 
+    `large` is whether kube-proxy takes the cluster for a large one, in which endpoint rules have no
+    comments; None: as it does by the number of endpoints.
     Base chains are not declared, only filled: so the backend nft holds just those that kube-proxy's
     jumps brought about, as on a node.
     """
     nat = _nat_top(services, family, seed) | {"KUBE-PROXY-CANARY": ()}
-    large = _is_large(services)
+    large = _is_large(services) if large is None else large
     for service in _shuffled(services, seed):
         nat |= _nat_of_service(service, family, large)
     made_once: Chains = {"KUBE-FIREWALL": (), "KUBE-PROXY-CANARY": ()}
