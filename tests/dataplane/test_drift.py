@@ -532,6 +532,7 @@ def test_a_service_chain_holds_its_translations_and_where_it_leads() -> None:
     rules = [
         ProxyRule(target="KUBE-MARK-MASQ"),
         ProxyRule(target="KUBE-SEP-A"),
+        ProxyRule(target="KUBE-SEP-B", recalled=True),
         ProxyRule(endpoint="10.64.0.1:80"),
         ProxyRule(),
     ]

@@ -145,7 +145,12 @@ def test_no_capture_of_a_real_kube_proxy_drifts(mode: Mode, size: str, family: F
 
 
 Fix = Callable[[], object]
-WEB = next(port for port in desired("iptables") if len(port.cluster) == 3 and not port.external)
+WEB = next(
+    port
+    for port in desired("iptables")
+    if len(port.cluster) == 3 and not (port.external or port.affinity_seconds)
+)
+STICKY = next(port for port in desired("iptables") if port.affinity_seconds)
 SERVICE = next(iter(expected.iptables(WEB).chains))
 
 
@@ -208,6 +213,12 @@ def test_a_deleted_jump_to_an_endpoint_is_named(endpoint: str) -> None:
         f" | xargs -L1 {IPTABLES}",
     )
     assert names(report) == [(WEB.key, Kind.MISSING_ENDPOINTS, (endpoint,))]
+
+
+def test_an_endpoint_that_only_known_clients_are_led_to_is_missing() -> None:
+    service = next(iter(expected.iptables(STICKY).chains))
+    report = spoil("iptables", f"{IPTABLES} -D {service} 5")
+    assert names(report) == [(STICKY.key, Kind.MISSING_ENDPOINTS, STICKY.cluster[:1])]
 
 
 def test_a_deleted_translation_to_an_endpoint_is_named() -> None:

@@ -54,6 +54,9 @@ IPTABLES: dict[Family, dict[str, ProxyRule]] = {
         "-p tcp -m tcp --sport 80 -j T": ProxyRule("", "tcp", 0, "T"),
         "-p tcp -m multiport --dports 80,90 -j T": ProxyRule(None, "tcp", 0, "T"),
         "-s 10.64.0.1/32 -j T": ProxyRule(target="T"),
+        "-m recent --rcheck --seconds 10800 --reap --name A --rsource -j T": ProxyRule(
+            target="T", recalled=True
+        ),
         "-m statistic --mode random --probability 0.5 -j T": ProxyRule(target="T"),
         "-p tcp -m tcp -j DNAT --to-destination 10.64.0.1:80": ProxyRule(
             protocol="tcp", endpoint="10.64.0.1:80"
@@ -102,6 +105,8 @@ NFT = {
     "tcp dport 80-90 goto t": ProxyRule(None, "tcp", 0, "t"),
     "tcp dport > 80 goto t": ProxyRule(None, "tcp", 0, "t"),
     "ip saddr 10.64.0.1 goto t": ProxyRule(target="t"),
+    "ip saddr @affinity-x goto t": ProxyRule(target="t", recalled=True),
+    "ip saddr @infinity-x goto t": ProxyRule(target="t"),
     "ip protocol udp jump t": ProxyRule(protocol="udp", target="t"),
     "ip daddr . meta l4proto . th dport vmap @m": ProxyRule(target="@m"),
     "meta l4proto tcp dnat to 10.64.0.1:80": ProxyRule(protocol="tcp", endpoint="10.64.0.1:80"),
@@ -118,6 +123,8 @@ def test_rules_of_nft_say_for_which_destination_they_are() -> None:
     body = "\n".join(f"    {rule}" for rule in NFT)
     script = f"""table ip t {{
   map m {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+  set affinity-x {{ type ipv4_addr; flags timeout; }}
+  set infinity-x {{ type ipv4_addr; flags timeout; }}
   chain t {{ }}
   chain c {{
 {body}

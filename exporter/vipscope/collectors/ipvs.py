@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from vipscope.budget import Budget
 from vipscope.collectors import procfs
 from vipscope.collectors.base import Collector
+from vipscope.dataplane.desired import Family
+from vipscope.dataplane.expected import VIRTUAL_SERVER, Entry, virtual_server
 from vipscope.netlink import ipvs, links
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Ipvs
@@ -205,6 +208,10 @@ def parse_table(text: bytes) -> list[VirtualServer]:
     Of a firewall mark the kernel prints no family. It is that of its real servers, unless these are
     tunnelled, for then they may be of the other. Raises BrokenError at a line of another shape.
     """
+    return [_virtual_server(*match.groups()) for match in _virtual_servers(text)]
+
+
+def _virtual_servers(text: bytes) -> Iterator[re.Match[str]]:
     try:
         decoded = text.decode("ascii")
     except UnicodeDecodeError as error:
@@ -212,16 +219,49 @@ def parse_table(text: bytes) -> list[VirtualServer]:
     banner = _BANNER.match(decoded)
     if banner is None:
         raise BrokenError(f"/proc/net/ip_vs begins in another way: {text[:200]!r}")
-    servers: list[VirtualServer] = []
     end = banner.end()
     for match in _VIRTUAL_SERVER.finditer(decoded, end):
         if match.start() != end:
             break
         end = match.end()
-        servers.append(_virtual_server(*match.groups()))
+        yield match
     if end != len(decoded):
         raise BrokenError(f"/proc/net/ip_vs has an unexpected line: {text[end : end + 80]!r}")
-    return servers
+
+
+def programmed_servers(text: bytes) -> dict[Family, dict[Entry, tuple[str, ...]]]:
+    """Of /proc/net/ip_vs: each virtual server and the endpoints that get its new connections.
+
+    By family, without firewall marks, which kube-proxy does not use. A real server of weight 0 gets
+    none. Raises BrokenError at a line of another shape.
+    """
+    found: dict[Family, dict[Entry, tuple[str, ...]]] = {"ipv4": {}, "ipv6": {}}
+    for match in _virtual_servers(text):
+        protocol, printed, port, _, _, real_servers = match.groups()
+        if protocol is None:
+            continue
+        words = real_servers.split()
+        told = zip(words[1::6], words[3::6], strict=True)
+        address, number = _address(printed), int(port, 16)
+        name = virtual_server(address, protocol.lower(), number)
+        entry = Entry(VIRTUAL_SERVER, address, protocol.lower(), number, name)
+        found["ipv6" if ":" in address else "ipv4"][entry] = tuple(
+            [_endpoint(remote) for remote, weight in told if weight != "0"]
+        )
+    return found
+
+
+def _endpoint(printed: str) -> str:
+    """A real server as kube-proxy writes it."""
+    address, _, port = printed.rpartition(":")
+    shown = _address(address)
+    number = int(port, 16)
+    return f"[{shown}]:{number}" if ":" in shown else f"{shown}:{number}"
+
+
+def _address(printed: str) -> str:
+    packed = bytes.fromhex(printed.strip("[]").replace(":", ""))
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def _virtual_server(

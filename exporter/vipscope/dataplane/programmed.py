@@ -7,7 +7,7 @@ address family, because kube-proxy programs them apart and names do not tell the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from vipscope.dataplane.expected import VIRTUAL_SERVER, Entry
@@ -66,6 +66,8 @@ class ProxyRule(NamedTuple):
     """A chain, `REJECT` or `DROP`; a map after `LOOKUP`; "" when it leads nowhere."""
     endpoint: str = ""
     """Where it translates the destination to, as kube-proxy writes it: `ip:port`."""
+    recalled: bool = False
+    """Whether it asks for clients that were there before: session affinity."""
 
 
 class Content(NamedTuple):
@@ -108,13 +110,13 @@ def is_relevant(table: str, chain: str) -> bool:
 
 
 def content(rules: Iterable[ProxyRule]) -> Content:
-    """What a chain's rules lead to, whatever their conditions are."""
+    """What a chain's rules lead new clients to, whatever else their conditions are."""
     leads: list[str] = []
     endpoints: list[str] = []
     for rule in rules:
         if rule.endpoint:
             endpoints.append(rule.endpoint)
-        elif rule.target and rule.target not in _MARKING:
+        elif rule.target and rule.target not in _MARKING and not rule.recalled:
             leads.append(rule.target)
     return Content(tuple(leads), tuple(endpoints))
 
@@ -162,6 +164,16 @@ class Programmed:
             if entry.target not in REFUSALS:
                 _add(self._by_stem, stem(entry.target), entry)
         self._changed_entries |= before ^ now
+
+    def put_rules(self, table: str, chain: str, rules: Sequence[ProxyRule] | None) -> None:
+        """A chain's rules in mode iptables, where it `is_relevant`; None: it is gone."""
+        rest = content(rules or ())
+        if (table, chain) in ENTRY_CHAINS:
+            place = f"{table}/{chain}"
+            found, rest = entries(place, rules or ())
+            self.put_entries(place, found)
+        if table != "filter":  # where chains have the same names as in nat
+            self.put_chain(chain, None if rules is None else rest)
 
     def put_chain(self, chain: str, now: Content | None) -> None:
         """A chain's or a virtual server's content; None: it is gone."""

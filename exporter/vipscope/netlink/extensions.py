@@ -15,6 +15,15 @@ TARGET_VERDICTS: Mapping[str, Verdict] = {
 }
 """Targets that end the base chain for a packet; after all others the next rule is checked."""
 
+PROTOCOLS: Mapping[int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
+"""Those that Services have; iptables' matches for their ports have the same names."""
+
+MATCHES_OF_DESTINATION = frozenset(("multiport", "iprange", "set", "u32", "bpf"))
+"""Matches that may ask for other destinations than one address and one port."""
+
+AFFINITY_MATCH = "recent"
+"""The match with which mode iptables recalls the clients of an endpoint, and adds them."""
+
 RAW_TABLE = "raw"
 """Asked before connection tracking, so that no packet has a state there."""
 
@@ -112,6 +121,11 @@ def translation(family: int, revision: int, data: bytes) -> str:
         return address
     low, high = (int.from_bytes(each, "big") for each in ranges[2:])
     return host_port(address, f"{low}" if low == high else f"{low}-{high}")
+
+
+def protocol_name(number: int) -> str:
+    """tcp, udp, sctp; of others the number; "" for 0, which means any."""
+    return PROTOCOLS.get(number) or (str(number) if number else "")
 
 
 def host_port(address: str, port: int | str) -> str:

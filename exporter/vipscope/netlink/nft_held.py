@@ -18,7 +18,6 @@ from vipscope.dataplane.programmed import (
     Programmed,
     ProxyRule,
     content,
-    entries,
     is_relevant,
 )
 from vipscope.netlink.nf_tables import Reader
@@ -96,13 +95,10 @@ class Held:
             rules = reader.proxy_rules(self._decoders[family], *key)
             if table == KUBE_PROXY_TABLE:
                 rules = [each for rule in rules for each in _resolved(reader, family, table, rule)]
-        if mode == "iptables" and (table, chain) in ENTRY_CHAINS:
-            found, rest = entries(f"{table}/{chain}", rules or ())
-            program.put_entries(f"{table}/{chain}", found)
+        if mode == "iptables":
+            program.put_rules(table, chain, rules)
         else:
-            rest = content(rules or ())
-        if table != "filter":
-            program.put_chain(chain, None if rules is None else rest)
+            program.put_chain(chain, None if rules is None else content(rules))
 
     def _read_set(self, reader: Reader, mirror: Mirror, key: Key) -> None:
         family, _, name = key

@@ -16,11 +16,18 @@ from typing import Final, Literal, NamedTuple
 
 from vipscope.dataplane.expected import Entry
 from vipscope.dataplane.programmed import LOOKUP, ProxyRule
-from vipscope.netlink.extensions import destination_port, host_port, translation
+from vipscope.netlink.extensions import (
+    AFFINITY_MATCH,
+    MATCHES_OF_DESTINATION,
+    PROTOCOLS,
+    destination_port,
+    host_port,
+    protocol_name,
+    translation,
+)
 from vipscope.netlink.nfnetlink import ATTRIBUTE_TYPE, attributes, text
 from vipscope.snapshot import BrokenError
 
-PROTOCOLS: Final[Mapping[int, str]] = {6: "tcp", 17: "udp", 132: "sctp"}
 ANONYMOUS: Final = f"{LOOKUP}__"
 """How a lookup begins in a map that belongs to its one rule, as kube-proxy and nft name them."""
 ADDRESS_FAMILIES: Final[Mapping[int, socket.AddressFamily]] = {
@@ -41,10 +48,9 @@ _L4PROTO = 16  # NFT_META_L4PROTO
 _JUMPS = (-3, -4)  # NFT_JUMP, NFT_GOTO
 _DROP = 0  # NF_DROP
 _DNAT = 1  # NFT_NAT_DNAT
-_MATCHES_OF_DESTINATION = frozenset(("multiport", "iprange", "set", "u32", "bpf"))
-"""Matches that may ask for other destinations than one address and one port."""
 _WITHOUT_ADDRESS = frozenset(("service-nodeports", "no-endpoint-nodeports"))
 _ADDRESSES = "cluster-ips"
+_AFFINITY_SET = b"affinity-"
 _FIELD = 4
 """Each part of a concatenated key or value is padded to so many bytes."""
 _LENGTH_TYPE = struct.Struct("=HH").unpack_from
@@ -71,6 +77,10 @@ class _Plan:
     """A chain's name."""
     lookup: Span | None = None
     """The name of the map that gives the target, or the endpoint."""
+    recalled: bool = False
+    """Whether it has iptables' match for clients that were there before."""
+    clients: Span | None = None
+    """The name of the set of such clients that it asks for in mode nftables."""
     fixed: str = ""
     """A target that is neither."""
     translation: tuple[int, Span] | None = None
@@ -80,9 +90,8 @@ class _Plan:
 
     def spans(self) -> Iterator[Span]:
         """All that is read."""
-        for span in (self.address, self.protocol, self.port, self.target, self.lookup):
-            if span is not None:
-                yield span
+        alone = (self.address, self.protocol, self.port, self.target, self.lookup, self.clients)
+        yield from (span for span in alone if span is not None)
         if self.ports is not None:
             yield self.ports[1]
         if self.translation is not None:
@@ -104,11 +113,15 @@ class _Plan:
         number = _number(message, self.protocol) if self.protocol else 0
         return ProxyRule(
             address,
-            PROTOCOLS.get(number, str(number)) if number else "",
+            protocol_name(number),
             port or 0,
             self._target(message),
             self._endpoint(message),
+            self.recalled or self._asks_for_clients(message),
         )
+
+    def _asks_for_clients(self, message: memoryview) -> bool:
+        return self.clients is not None and _cut(message, self.clients).startswith(_AFFINITY_SET)
 
     def _target(self, message: memoryview) -> str:
         if self.target is not None:
@@ -282,6 +295,8 @@ class _Survey:
             raise BrokenError("lookup without the name of a set")
         if 3 not in parts:  # NFTA_LOOKUP_DREG: a condition
             self._narrow(self._register(parts, 2))
+            if _cut(self._message, name).startswith(_AFFINITY_SET):
+                self.plan.clients = name
         elif self._value(parts, 3) == 0:  # NFT_REG_VERDICT
             self.plan.lookup = name
         else:
@@ -325,8 +340,8 @@ class _Survey:
         data = parts.get(3, _NONE)
         if name in PROTOCOLS.values():
             self.plan.ports = name, data
-        elif name in _MATCHES_OF_DESTINATION:
-            self.plan.narrowed = True
+        self.plan.narrowed |= name in MATCHES_OF_DESTINATION
+        self.plan.recalled |= name == AFFINITY_MATCH
         self._free.append(data)
 
     def _register(self, parts: Mapping[int, Span], kind: int) -> _Loaded:
@@ -395,7 +410,7 @@ def entry(place: str, family: int, element: Element) -> Entry:
     address = socket.inet_ntop(ADDRESS_FAMILIES[family], key[:length]) if length else ""
     if place == _ADDRESSES:
         return Entry(place, address, "", 0, "")
-    protocol = PROTOCOLS.get(key[length], str(key[length]))
+    protocol = protocol_name(key[length])
     port = int.from_bytes(key[length + _FIELD : length + _FIELD + 2], "big")
     return Entry(place, address, protocol, port, element.target)
 

@@ -22,13 +22,23 @@ import platform
 import socket
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from vipscope.netlink.extensions import TARGET_VERDICTS, is_met
+from vipscope.dataplane.programmed import ProxyRule
+from vipscope.netlink.extensions import (
+    AFFINITY_MATCH,
+    MATCHES_OF_DESTINATION,
+    PROTOCOLS,
+    TARGET_VERDICTS,
+    destination_port,
+    is_met,
+    protocol_name,
+    translation,
+)
 from vipscope.snapshot import AbsentError, BrokenError, DeniedError, Rule, Verdict
 
 MACHINES: Final = ("x86_64", "aarch64")
@@ -57,7 +67,8 @@ class Layout:
     names_file: str
     """Names of the tables that exist, below the root of procfs."""
     addresses: int
-    """Length of addresses and masks, with which an entry begins."""
+    """Length of addresses and masks, with which an entry begins: source, destination, their masks,
+    each a quarter."""
     interface_masks: slice
     protocol: slice
     flags: int
@@ -111,6 +122,9 @@ _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _EXTENSION = struct.Struct("=H29sB")
 """Head of `struct xt_entry_match` and `struct xt_entry_target`: size, name, revision."""
 _VERDICT = struct.Struct("=i")
+_PROTOCOL = struct.Struct("=H")
+_INVERTED = 0x10 | 0x40
+"""IPT_INV_DSTIP and XT_INV_PROTO, alike in both families."""
 _OFFSETS = struct.Struct("=HH")
 _ALIGNMENT = 8
 """Of entries, matches and targets."""
@@ -211,6 +225,18 @@ class Table:
             rules.append(self._rule(self._words[at:end].tobytes(), end * 4))
             at = end
         return rules
+
+    def proxy_rules(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, list[ProxyRule]]]:
+        """(name, where its rules lead) of each chain whose name is wanted. Raises BrokenError."""
+        for index, name in enumerate(self._names):
+            if wanted(name):
+                at = self._starts[index]
+                rules = []
+                for _ in range(self._rules[index]):
+                    end = at + self._step(at)
+                    rules.append(self._proxy_rule(self._words[at:end].tobytes(), end * 4))
+                    at = end
+                yield name, rules
 
     def _find_base_chains(self) -> tuple[int, int]:
         """Note the base chains; return the position behind them and the number of their entries."""
@@ -331,6 +357,59 @@ class Table:
         if verdict not in _VERDICTS:
             raise BrokenError(f"verdict {verdict}")
         return Rule(verdict=_VERDICTS[verdict], always=always)
+
+    def _proxy_rule(self, entry: bytes, end: int) -> ProxyRule:
+        """Decode an entry that ends at byte `end` of the table."""
+        layout = self._layout
+        target_offset, _ = _OFFSETS.unpack_from(entry, layout.offsets)
+        size, name, revision = _EXTENSION.unpack_from(entry, target_offset)
+        if target_offset + size != len(entry):
+            raise BrokenError(f"a target of {size} bytes where {len(entry) - target_offset} are")
+        address = self._destination(entry)
+        port, recalled = 0, False
+        for match, _, data in _matches(entry[layout.header : target_offset]):
+            recalled |= match == AFFINITY_MATCH
+            if match in PROTOCOLS.values():
+                asked = destination_port(match, data)
+                port = asked or 0
+                address = None if asked is None else address
+            elif match in MATCHES_OF_DESTINATION:
+                address = None
+        data = entry[target_offset + _EXTENSION.size :]
+        target = endpoint = ""
+        match _c_string(name):
+            case "":
+                target = self._led_to(data, end)
+            case "DNAT":
+                endpoint = translation(layout.socket_family, revision, data)
+            case "REJECT":
+                target = "REJECT"
+        (protocol,) = _PROTOCOL.unpack(entry[layout.protocol])
+        return ProxyRule(address, protocol_name(protocol), port, target, endpoint, recalled)
+
+    def _destination(self, entry: bytes) -> str | None:
+        """As in `ProxyRule.address`."""
+        layout = self._layout
+        size = layout.addresses // 4
+        mask = entry[3 * size : layout.addresses]
+        if entry[layout.flags + 1] & _INVERTED:
+            return None
+        if not any(mask):
+            return ""
+        if mask != b"\xff" * size:
+            return None
+        return socket.inet_ntop(layout.socket_family, entry[size : 2 * size])
+
+    def _led_to(self, data: bytes, end: int) -> str:
+        """The chain that a standard target leads to, DROP, or "" for nowhere."""
+        if len(data) != _STANDARD_SIZE - _EXTENSION.size:
+            raise BrokenError(f"a standard target of {len(data)} bytes")
+        (verdict,) = _VERDICT.unpack_from(data)
+        if verdict >= 0:
+            return "" if verdict == end else self._chain_at(verdict)
+        if verdict not in _VERDICTS:
+            raise BrokenError(f"verdict {verdict}")
+        return "DROP" if _VERDICTS[verdict] == "drop" else ""
 
     def _is_unconditional(self, entry: bytes) -> bool:
         """Whether it asks for no address, protocol or interface."""

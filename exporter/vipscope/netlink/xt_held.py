@@ -1,0 +1,31 @@
+"""kube-proxy's program as iptables-legacy holds it: mode iptables, read as a whole.
+
+The kernel tells nobody of a change, so all entries are copied each time; what is the same as before
+costs nothing further on.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from vipscope.dataplane.programmed import ENTRY_CHAINS, Programmed, is_relevant
+from vipscope.netlink.xtables import Tables
+
+TABLES = ("nat", "filter")
+
+
+def refresh(tables: Tables, program: Programmed) -> None:
+    """Bring a program of mode iptables up to what the tables of its family hold.
+
+    Raises BrokenError, OSError; then the program may be half of what it was.
+    """
+    seen: set[tuple[str, str]] = set()
+    for name in TABLES:
+        if name in tables.names:
+            with tables.table(name) as table:
+                for chain, rules in table.proxy_rules(partial(is_relevant, name)):
+                    program.put_rules(name, chain, rules)
+                    seen.add((name, chain))
+    for name, chain in ENTRY_CHAINS - seen:
+        program.put_rules(name, chain, None)
+    program.keep_chains({chain for name, chain in seen if name == "nat"})
