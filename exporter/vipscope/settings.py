@@ -124,6 +124,13 @@ def parse_node_name(text: str) -> str:
     return text or platform.node()
 
 
+def parse_lease(text: str) -> str:
+    """Namespace and name, or an empty text."""
+    if text and not re.fullmatch(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}", text):
+        raise ValueError("takes NAMESPACE/NAME")
+    return text
+
+
 def parse_optional_path(text: str) -> Path | None:
     """A path, or None for an empty text."""
     return Path(text) if text else None
@@ -189,6 +196,13 @@ class Settings:
         "Path of a kubeconfig. Empty: the pod's service account.",
     )  # fmt: skip
     """Default None: in a cluster nothing needs to be given."""
+    lease: str = _setting(
+        "lease", "", parse_lease,
+        "NAMESPACE/NAME of a Lease: of several replicas of role cluster the one that holds it "
+        "exports. Empty: there is one replica.",
+    )  # fmt: skip
+    """Default "": a Deployment of one replica needs none, and it is the only thing that vipscope
+    would write."""
     top_services: int = _setting(
         "top-services", "20", parse_top,
         "Services that get series of their own: those whose endpoints change most.",

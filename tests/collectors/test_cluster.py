@@ -20,16 +20,26 @@ from typing import Any
 import pytest
 
 from tests.kube import counted
+from tests.kube.leases import Leases
 from tests.kube.mirror import kubeconfig
 from tests.lab.apiserver import ApiServer, Object, captured, recorded
 from tests.stubs import until
 from vipscope.budget import Budget
 from vipscope.collectors import cluster
 from vipscope.collectors.cluster import ClusterCollector
-from vipscope.kube import resolver
+from vipscope.kube import lease, resolver
 from vipscope.kube.overview import Overview
+from vipscope.runner import Runner
 from vipscope.settings import COLLECTORS, Settings
-from vipscope.snapshot import AbsentError, BrokenError, Cluster, DeniedError, Histogram
+from vipscope.snapshot import (
+    AbsentError,
+    BrokenError,
+    Cluster,
+    DeniedError,
+    Histogram,
+    Node,
+    Outcome,
+)
 
 ROOT = Path(__file__).parents[2]
 LONG_AGO = "2020-01-01T00:00:00Z"
@@ -413,6 +423,87 @@ async def test_closing_ends_all_watches(server: ApiServer, tmp_path: Path) -> No
         await until(lambda: is_watched(server))
     await until(lambda: not server.order("watchers", resource="pods"))
     assert len(asyncio.all_tasks()) == 1
+
+
+# --- the active replica ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leases(monkeypatch: pytest.MonkeyPatch) -> Leases:
+    """One Lease for all collectors, which runs out soon."""
+    monkeypatch.setattr(lease, "DURATION", 3)
+    monkeypatch.setattr(lease, "HOLD", 2.0)
+    monkeypatch.setattr(lease, "RETRY", 0.02)
+    made = Leases()
+    monkeypatch.setattr(lease, "Writer", lambda _: made)
+    return made
+
+
+async def test_one_replica_exports_and_the_other_takes_over_with_all_that_happened(
+    server: ApiServer, tmp_path: Path, leases: Leases
+) -> None:
+    settings = {"lease": "vipscope/active", "top_services": 100}
+    async with (
+        site(tmp_path, server.url, **settings) as active,
+        site(tmp_path, server.url, **settings) as standby,
+    ):
+        await active.read()
+        with pytest.raises(AbsentError, match=r"on standby: .* holds the lease"):
+            await standby.read()
+        await until(lambda: server.order("watchers", resource="endpointslices") == 2)
+        server.order("replay", resource="endpointslices")
+        await active.reads(lambda record: events(record) == 192)
+        leases.refused.add(leases.spec["holderIdentity"])
+        await until(lambda: standby.collector._lease and standby.collector._lease.held)
+        with pytest.raises(BrokenError, match="lease: 500 refused"):
+            await active.read()
+        record = await standby.reads(lambda record: events(record) == 192)
+    start = counted.watched(captured()["endpointslices"])
+    expected = counted.of_stream(start, recorded("endpointslices"))
+    assert record.slice_events == expected.events
+    assert record.endpoint_changes == expected.changes
+
+
+async def test_a_replica_that_loses_and_regains_the_lease_loses_and_repeats_no_count(
+    server: ApiServer, tmp_path: Path, leases: Leases
+) -> None:
+    async with site(tmp_path, server.url, lease="vipscope/active") as running:
+        await running.read()
+        await until(lambda: is_watched(server))
+        own = leases.spec["holderIdentity"]
+        leases.spec["holderIdentity"] = "another"
+        assert running.collector._lease is not None
+        await until(lambda: not running.collector._lease.held)  # type: ignore[union-attr]
+        with pytest.raises(AbsentError, match="on standby: another holds the lease"):
+            await running.read()
+        server.order("replay", resource="endpointslices")
+        leases.spec["holderIdentity"] = own
+        await until(lambda: running.collector._lease.held)  # type: ignore[union-attr]
+        record = await running.reads(lambda record: events(record) == 192)
+    start = counted.watched(captured()["endpointslices"])
+    assert record.endpoint_changes == counted.of_stream(start, recorded("endpointslices")).changes
+
+
+async def test_without_the_lease_the_series_stop_at_once(
+    server: ApiServer, tmp_path: Path, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "COALESCE", 60.0)
+    monkeypatch.setattr(ClusterCollector, "interval", 120.0)
+    made = Site(tmp_path, server.url, lease="vipscope/active")
+    runner = Runner(Node("node1", "6"), [made.collector], (), Budget(1.0))
+    runner.start()
+
+    def outcome() -> Outcome | None:
+        reading = runner.snapshot.readings.get("cluster")
+        return reading.outcome if reading else None
+
+    try:
+        await until(lambda: outcome() is Outcome.OK)
+        leases.spec["holderIdentity"] = "another"
+        await until(lambda: outcome() is Outcome.ABSENT)
+        assert runner.snapshot.readings["cluster"].record is None
+    finally:
+        await runner.stop()
 
 
 # --- roles ----------------------------------------------------------------------------------------

@@ -11,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING
+import platform
+import uuid
+from typing import TYPE_CHECKING, NoReturn
 
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.kube.meter import Meter
 from vipscope.settings import Settings
-from vipscope.snapshot import AbsentError, Cluster
+from vipscope.snapshot import AbsentError, BrokenError, Cluster
 
 if TYPE_CHECKING:
+    from vipscope.kube.lease import Lease
     from vipscope.kube.overview import Overview
 
 COALESCE = 1.0
@@ -39,6 +42,9 @@ class ClusterCollector(Collector):
         super().__init__(settings, budget)
         self._meter = Meter()
         self._overview: Overview | None = None
+        self._lease: Lease | None = None
+        """None: there is no other replica."""
+        self._leasing: asyncio.Task[NoReturn] | None = None
 
     @property
     def cpu_seconds(self) -> float:
@@ -48,22 +54,38 @@ class ClusterCollector(Collector):
     async def read(self) -> Cluster:
         """What the watches have told.
 
-        Raises AbsentError, DeniedError or BrokenError; in the last case it starts anew with the
-        next read if a watch had ended for good.
+        Raises AbsentError, also while another replica is the active one, DeniedError or
+        BrokenError; after that a watch that had ended for good is started anew by the next read.
         """
         if self._overview is None:
             self._overview = self._start()
         try:
-            return await self._meter.run(self._overview.read)
+            record = await self._meter.run(self._overview.read)
         finally:
             if self._overview.ended:
                 await self._end()
+        if self._lease is not None:
+            await self._check_lease(self._lease)
+        return record
 
     async def due(self) -> None:
         """Return soon after a change, at the latest after the interval.
 
-        Past the budget changes wait for the interval, too: one read then pays for all of them.
+        Past the budget changes wait for the interval, too: one read then pays for all of them. That
+        another replica is the active one now, or this one, waits for nothing.
         """
+        if self._lease is None:
+            await self._change()
+            return
+        change = asyncio.create_task(self._change())
+        lease = asyncio.create_task(self._lease.changed.wait())
+        try:
+            await asyncio.wait((change, lease), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            change.cancel()
+            lease.cancel()
+
+    async def _change(self) -> None:
         if self._overview is None or not self.budget.solvent():
             await asyncio.sleep(self.interval)
             return
@@ -73,8 +95,12 @@ class ClusterCollector(Collector):
         await asyncio.sleep(COALESCE)
 
     async def close(self) -> None:
-        """End the watches."""
+        """End the watches, and give the Lease to another replica."""
         await self._end()
+        if self._leasing is not None:
+            self._leasing.cancel()
+        if self._lease is not None:
+            await self._lease.release()
         await super().close()
 
     def _start(self) -> Overview:
@@ -92,7 +118,33 @@ class ClusterCollector(Collector):
             meter=self._meter,
         )
         overview.start()
+        if self.settings.lease and self._lease is None:
+            self._lease = self._start_lease(*self.settings.lease.split("/"))
         return overview
+
+    def _start_lease(self, namespace: str, name: str) -> Lease:
+        from vipscope.kube.lease import Lease, Writer
+
+        # In a pod the host's name is the pod's; the rest tells replicas on one host apart.
+        identity = f"{platform.node()}_{uuid.uuid4()}"
+        lease = Lease(Writer(self.settings.kubeconfig), namespace, name, identity)
+        self._leasing = asyncio.create_task(lease.run(), name="lease")
+        return lease
+
+    @staticmethod
+    async def _check_lease(lease: Lease) -> None:
+        """Raise what keeps this replica from being the active one.
+
+        It watches all the same: so it knows everything when it becomes that, counts nothing anew
+        and has missed nothing.
+        """
+        await lease.attempted.wait()
+        lease.changed.clear()
+        if lease.held:
+            return
+        if lease.trouble:
+            raise BrokenError(f"lease: {lease.trouble}")
+        raise AbsentError(f"on standby: {lease.holder or 'nobody yet'} holds the lease")
 
     async def _end(self) -> None:
         overview, self._overview = self._overview, None
