@@ -45,6 +45,7 @@ from vipscope.kube.churn import CHANGES, HALF_LIFE, REST, Churn, TopServices, en
 from vipscope.kube.client import Client
 from vipscope.kube.errors import Reason
 from vipscope.kube.meter import Meter
+from vipscope.kube.pods import LeanPod
 from vipscope.kube.reflector import Change, Handler, Key, Reflector
 from vipscope.kube.resolver import Resolver, resolve_name
 from vipscope.kube.resources import PROXIED_SLICES, T
@@ -188,6 +189,53 @@ def test_a_change_of_nothing_is_an_error() -> None:
     change: Change[Pod] = Change(None, None, 0)
     with pytest.raises(ValueError, match="nothing"):
         key_of(change)
+
+
+def test_a_lean_pod_has_all_that_a_judgement_needs_and_no_more() -> None:
+    text = json.dumps(
+        {
+            "metadata": {
+                "name": "p",
+                "namespace": "a",
+                "uid": "u",
+                "labels": {"app": "web"},
+                "annotations": {"long": "text"},
+                "creationTimestamp": "2026-11-23T12:00:00Z",
+                "deletionTimestamp": "2026-11-23T13:00:00Z",
+            },
+            "spec": {
+                "nodeName": "n",
+                "containers": [
+                    {"name": "c", "ports": [{"containerPort": 80, "name": "http"}]},
+                    {"name": "d", "ports": [{"containerPort": 81}]},
+                ],
+                "initContainers": [{"name": "i"}],
+            },
+            "status": {
+                "phase": "Running",
+                "conditions": [
+                    {"type": "Initialized", "status": "True"},
+                    {"type": "Ready", "status": "False"},
+                ],
+            },
+        }
+    )
+    one, other = (msgspec.json.decode(text, type=LeanPod) for _ in range(2))
+    full = msgspec.json.decode(text, type=Pod)
+    assert one.metadata == msgspec.structs.replace(
+        full.metadata, annotations=None, creation_timestamp=None
+    )
+    assert one.spec.containers == full.spec.containers[:1]
+    assert one.spec.init_containers == ()
+    assert one.status.phase == "Running"
+    assert one.status.conditions == full.status.conditions[1:]
+    assert one.status.conditions is other.status.conditions
+
+
+def test_a_lean_pod_needs_no_more_than_a_name() -> None:
+    one = msgspec.json.decode('{"metadata": {"name": "p"}}', type=LeanPod)
+    assert one.metadata.labels == {}
+    assert one.status.conditions == ()
 
 
 # --- what is there --------------------------------------------------------------------------------

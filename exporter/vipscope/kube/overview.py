@@ -14,9 +14,10 @@ from vipscope.kube.churn import Churn, TopServices
 from vipscope.kube.client import Client
 from vipscope.kube.errors import Reason
 from vipscope.kube.meter import Meter
+from vipscope.kube.pods import LEAN_PODS
 from vipscope.kube.reflector import Change, Handler, Reflector
 from vipscope.kube.resolver import Resolver
-from vipscope.kube.resources import PODS, PROXIED_SERVICES, PROXIED_SLICES, Resource, T
+from vipscope.kube.resources import PROXIED_SERVICES, PROXIED_SLICES, Resource, T
 from vipscope.kube.store import Several, Store
 from vipscope.kube.troubles import Troubles
 from vipscope.snapshot import BrokenError, Cluster, DeniedError, Watch
@@ -51,7 +52,7 @@ class Overview:
         self._reflectors: tuple[Reflector[Service], Reflector[EndpointSlice], Reflector[Pod]] = (
             self._reflector(PROXIED_SERVICES, store.for_services, self._census.for_services),
             self._reflector(PROXIED_SLICES, store.for_slices, self._census.for_slices, self._churn),
-            self._reflector(PODS, store.for_pods),
+            self._reflector(LEAN_PODS, store.for_pods),
         )
         self._tasks: list[asyncio.Task[Any]] = []
 
