@@ -65,6 +65,8 @@ class Measurement(TypedDict):
     """Desired state, what must be there for it, and the comparison, of all Services."""
     slice_event: float
     """The same for one changed slice of SLICE_ENDPOINTS endpoints; median."""
+    small_event: float
+    """The same for one of ENDPOINTS."""
     flip: float
     """One endpoint comes or goes in the kernel: notified, counted, read and compared; median."""
     flip_counted: float
@@ -123,13 +125,15 @@ def _measure(mode: Mode) -> Measurement:
     first = _cpu_seconds(first_join)
     _assert_clear(drift)
     after = _resident()
-    event = _slice_event(join)
+    small, *_, large = _cluster()
+    slice_event, small_event = _slice_event(join, large), _slice_event(join, small)
     flip, counted = _flips(mode, listener, reader, mirror, held, drift)
     return {
         "mirror": mirror_cost,
         "program": program_cost,
         "first_join": first,
-        "slice_event": event,
+        "slice_event": slice_event,
+        "small_event": small_event,
         "flip": flip,
         "flip_counted": counted,
         "resident_before": before,
@@ -142,9 +146,11 @@ def _join(drift: Drift, mode: Mode, service: Service, slices: Sequence[EndpointS
         drift.update(port.key, EXPECT[mode](port), 0.0)
 
 
-def _slice_event(join: Callable[[Service, Sequence[EndpointSlice]], None]) -> float:
-    """An endpoint of the large Service goes and comes back; the kernel has it all the time."""
-    service, (piece,) = _objects(_cluster()[-1])
+def _slice_event(
+    join: Callable[[Service, Sequence[EndpointSlice]], None], changed: rulesets.Service
+) -> float:
+    """An endpoint of a Service goes and comes back; the kernel has it all the time."""
+    service, (piece,) = _objects(changed)
     less = EndpointSlice(
         metadata=piece.metadata,
         address_type=piece.address_type,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,9 @@ from tests.lab.namespace import Namespace, requirements
 from vipscope.dataplane import expected
 from vipscope.dataplane.desired import DesiredPort, Family, PortKey
 from vipscope.dataplane.drift import Drift, Drifting, Fault, Kind, Report
-from vipscope.dataplane.programmed import Mode
+from vipscope.dataplane.programmed import Mode, ProxyRule
 from vipscope.netlink.nf_tables import Reader
+from vipscope.netlink.nfnetlink import InterruptedDumpError
 from vipscope.netlink.nft_held import Held
 from vipscope.netlink.nft_mirror import Mirror
 from vipscope.netlink.nft_notify import Listener, Notified, read_datagram
@@ -64,6 +66,13 @@ class Node:
         self.mirror.refresh(self.reader)
         self.held.refresh(self.reader, self.mirror)
         assert not self.held.unread
+        self.drift.follow(self.now)
+
+    def refill(self) -> None:
+        """Read everything anew, as after notifications were lost."""
+        self.mirror = Mirror(self.held.journal)
+        self.mirror.fill(self.reader)
+        self.held.refresh(self.reader, self.mirror)
         self.drift.follow(self.now)
 
     def report(self) -> Report:
@@ -139,6 +148,60 @@ def test_no_capture_of_a_real_kube_proxy_drifts(mode: Mode, size: str, family: F
     assert_clear(report)
     wanted = sum(len(ends) for port in ports for ends in EXPECT[mode](port).backends.values())
     assert spread == wanted
+
+
+def test_what_could_not_be_read_is_read_the_next_time() -> None:
+    class Interrupted(Reader):
+        left = 40
+
+        def proxy_rules(self, *arguments: Any) -> list[ProxyRule]:
+            self.left -= 1
+            if not self.left:
+                raise InterruptedDumpError
+            return super().proxy_rules(*arguments)
+
+    ports = desired("iptables")
+
+    def scenario() -> Report:
+        reader, held = Interrupted(), Held()
+        mirror = Mirror(held.journal)
+        mirror.fill(reader)
+        with pytest.raises(InterruptedDumpError):
+            held.refresh(reader, mirror)
+        unread = [held.unread]
+        held.refresh(reader, mirror)
+        assert [*unread, held.unread] == [True, False]
+        reader.close()
+        drift = Drift(held.programs["iptables", "ipv4"])
+        drift.follow(0.0)
+        for port in ports:
+            drift.update(port.key, expected.iptables(port), 0.0)
+        return drift.report(SETTLED, 10)
+
+    with Namespace() as namespace:
+        loaded(namespace, "iptables")
+        assert_clear(namespace.call(scenario))
+
+
+@pytest.mark.parametrize("mode", NODES)
+def test_a_mirror_that_is_read_anew_brings_what_changed_meanwhile(mode: Mode) -> None:
+    ports = desired(mode)
+    delete = {"iptables": "nft delete table ip nat", "nftables": "nft delete table ip kube-proxy"}
+
+    def scenario() -> Report:
+        with node(mode, ports) as watched:
+            mend = saved() if mode == "iptables" else listed()
+            shell(delete[mode])
+            watched.refill()
+            report = watched.report()
+            mend()
+            watched.refill()
+            assert_clear(watched.report())
+            return report
+
+    with Namespace() as namespace:
+        loaded(namespace, mode)
+        assert namespace.call(scenario).faults.keys() == {Fault.EMPTY}
 
 
 # --- faults made in the real ruleset -------------------------------------------------------------
