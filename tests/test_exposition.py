@@ -324,9 +324,9 @@ async def test_metrics_of_a_cluster_are_those_of_its_golden_files(
                 return sum(record.slice_events.values()) if isinstance(record, Cluster) else 0
 
             for resource in ("services", "endpointslices"):
-                await until(lambda: server.order("watchers", resource=resource))  # noqa: B023
+                await until(lambda: server.order("watchers", resource=resource), 20)  # noqa: B023
             server.order("replay", resource="endpointslices")
-            await until(lambda: events() == 192)
+            await until(lambda: events() == 192, 20)
 
         budget = Budget(1.0)
         exposed = await _answers(settings, [ClusterCollector(settings, budget)], budget, change)

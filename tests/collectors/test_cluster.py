@@ -454,7 +454,7 @@ async def test_one_replica_exports_and_the_other_takes_over_with_all_that_happen
         server.order("replay", resource="endpointslices")
         await active.reads(lambda record: events(record) == 192)
         leases.refused.add(leases.spec["holderIdentity"])
-        await until(lambda: standby.collector._lease and standby.collector._lease.held)
+        await until(lambda: standby.collector._lease and standby.collector._lease.held, 20)
         with pytest.raises(BrokenError, match="lease: 500 refused"):
             await active.read()
         record = await standby.reads(lambda record: events(record) == 192)
@@ -471,13 +471,13 @@ async def test_a_replica_that_loses_and_regains_the_lease_loses_and_repeats_no_c
         await running.read()
         await until(lambda: is_watched(server))
         own = leases.spec["holderIdentity"]
-        leases.spec["holderIdentity"] = "another"
+        leases.take("another")
         assert running.collector._lease is not None
         await until(lambda: not running.collector._lease.held)  # type: ignore[union-attr]
         with pytest.raises(AbsentError, match="on standby: another holds the lease"):
             await running.read()
         server.order("replay", resource="endpointslices")
-        leases.spec["holderIdentity"] = own
+        leases.take(own)
         await until(lambda: running.collector._lease.held)  # type: ignore[union-attr]
         record = await running.reads(lambda record: events(record) == 192)
     start = counted.watched(captured()["endpointslices"])
@@ -499,7 +499,7 @@ async def test_without_the_lease_the_series_stop_at_once(
 
     try:
         await until(lambda: outcome() is Outcome.OK)
-        leases.spec["holderIdentity"] = "another"
+        leases.take("another")
         await until(lambda: outcome() is Outcome.ABSENT)
         assert runner.snapshot.readings["cluster"].record is None
     finally:

@@ -41,10 +41,18 @@ class Leases(Writer):
             assert (method, path) == ("PUT", f"{PATH}/active")
             if body["metadata"]["resourceVersion"] != str(self.version):
                 return 409, {"message": "the object has been modified"}
-        self.version += 1
-        self.lease = copy.deepcopy(body)
-        self.lease["metadata"]["resourceVersion"] = str(self.version)
+        self._store(body)
         return 200, self.lease
+
+    def take(self, holder: str) -> None:
+        """Somebody writes it."""
+        assert self.lease is not None
+        self._store(self.lease | {"spec": self.spec | {"holderIdentity": holder}})
+
+    def _store(self, lease: Object) -> None:
+        self.version += 1
+        self.lease = copy.deepcopy(lease)
+        self.lease["metadata"]["resourceVersion"] = str(self.version)
 
     @property
     def spec(self) -> Object:
