@@ -337,8 +337,6 @@ async def test_metrics_of_a_cluster_are_those_of_its_golden_files(
 
 FILES = sorted(GOLDEN.iterdir())
 TEXT_FILES = [path for path in FILES if path.suffix == ".prom"]
-ACCEPTED = 'vipscope_service_rule_depth non-summary metrics should not have "quantile" label'
-"""What promtool does not like of a name or label that is a promise to users."""
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 
@@ -368,8 +366,7 @@ def test_promtool_finds_no_fault(path: Path) -> None:
         text=True,
         check=False,
     )
-    assert set(done.stderr.splitlines()) <= {ACCEPTED}
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @each_file

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-BURST = 1.0
-"""CPU seconds that may be saved up, so that a single change or the first read is never delayed."""
+BURST = 3.0
+"""CPU seconds that may be saved up: more than the first read of 205,000 rules costs, so that the
+changes that follow it are not delayed."""
 
 
 class Budget:

@@ -1,7 +1,7 @@
 """Snapshot in, exposition text out.
 
-`body` and `vitals` are pure: records to prometheus_client families. `Exposition` renders them, off
-the event loop and once a snapshot, however many ask at once.
+`body` and `of_the_moment` are pure: records to prometheus_client families. `Exposition` renders
+them: the body off the event loop and once a snapshot, however many ask at once.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class _Families:
 
 
 def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
-    """All that follows from the records of the wanted collectors."""
+    """All that a snapshot says of the wanted collectors, whenever it is asked."""
     out = _Families()
+    _vitals(out, snapshot, wanted)
     if Outcome.OK in {
         snapshot.readings[name].outcome for name in wanted & snapshot.readings.keys()
     }:
@@ -211,11 +212,8 @@ def _cluster(out: _Families, cluster: Cluster) -> None:
         out.add(m.WATCH_OBJECTS, resource, value=watch.objects)
 
 
-def vitals(
-    snapshot: Snapshot, wanted: Collection[str], now: float, body_series: int
-) -> list[Family]:
-    """What is true of the exporter itself at the moment of the scrape, ages among it."""
-    out = _Families()
+def _vitals(out: _Families, snapshot: Snapshot, wanted: Collection[str]) -> None:
+    """What is true of the exporter itself and of how its collectors' last reads ended."""
     out.add(m.BUILD_INFO, __version__, platform.python_version(), value=1)
     node = snapshot.node
     out.add(m.NODE_INFO, node.nodename, node.zone, node.kernel, value=1)
@@ -228,12 +226,19 @@ def vitals(
             out.add(m.COLLECTOR_DURATION, name, value=reading.duration)
             out.add(m.COLLECTOR_CPU, name, value=reading.cpu_seconds)
         out.add(m.COLLECTOR_LAST_SUCCESS, name, value=reading.last_success)
-        if isinstance(reading.record, Ruleset | Ipvs):
+
+
+def of_the_moment(
+    snapshot: Snapshot, wanted: Collection[str], now: float, body_series: int
+) -> list[Family]:
+    """The few samples that only the moment of the scrape can tell: ages, and the sum of series."""
+    out = _Families()
+    for name, reading in sorted(snapshot.readings.items()):
+        if name in wanted and isinstance(reading.record, Ruleset | Ipvs):
             age = max(0.0, now - reading.record.counted_at)
             out.add(m.SNAPSHOT_AGE, reading.record.backend, value=age)
-    families = out.families()
-    own = sum(len(each.samples) for each in families) + 1
-    out.add(m.SERIES, value=body_series + own)
+    ages = sum(len(each.samples) for each in out.families())
+    out.add(m.SERIES, value=body_series + ages + 1)
     return out.families()
 
 
@@ -282,7 +287,7 @@ class Exposition:
             )
         # Shielded: one scraper that hangs up must not take the text from the others.
         text, series = await asyncio.shield(self._bodies[key])
-        head = encoder(_Rendered(vitals(snapshot, wanted, now, series)))
+        head = encoder(_Rendered(of_the_moment(snapshot, wanted, now, series)))
         return head.removesuffix(OPENMETRICS_END) + text, content_type
 
 

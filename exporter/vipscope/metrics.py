@@ -19,12 +19,13 @@ from prometheus_client.metrics_core import Metric as Family
 
 from vipscope.snapshot import Histogram
 
-Kind = Literal["gauge", "counter", "histogram"]
+Kind = Literal["gauge", "counter", "histogram", "summary"]
+"""A summary here is quantiles only, without count and sum."""
 Role = Literal["node", "cluster", "both"]
 Stability = Literal["stable", "experimental"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """One metric of the public contract. `str()` of it is its PromQL name."""
 
@@ -53,10 +54,16 @@ class Metric:
             if label not in self.labels:
                 raise ValueError(f"{self.name} has no label {label!r}")
         parts = (
-            f'{label}=~"{value[1:]}"' if value.startswith("~") else f'{label}="{value}"'
+            f"{label}=~{_quoted(value[1:])}" if value[:1] == "~" else f"{label}={_quoted(value)}"
             for label, value in matchers.items()
         )
         return f"{self.name}{{{','.join(parts)}}}"
+
+
+def _quoted(value: str) -> str:
+    """A PromQL string."""
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'"{escaped}"'
 
 
 class Samples:
@@ -70,10 +77,12 @@ class Samples:
             "gauge": GaugeMetricFamily,
             "counter": CounterMetricFamily,
             "histogram": HistogramMetricFamily,
+            "summary": GaugeMetricFamily,  # prometheus_client's own has no quantiles
         }
         self.family: Family = families[metric.kind](
             metric.name, metric.help, labels=metric.labels or None
         )
+        self.family.type = metric.kind
 
     def add(self, *values: str, value: float) -> Samples:
         """Add a sample. Raises ValueError when label values and labels differ in number."""
@@ -155,7 +164,7 @@ SET_ELEMENTS = Metric(
     ("family", "table", "set"), "node", RULESET,
 )  # fmt: skip
 SERVICE_RULE_DEPTH = Metric(
-    "vipscope_service_rule_depth", "gauge",
+    "vipscope_service_rule_depth", "summary",
     "Rules that a new connection's first packet is checked against before its Service's own: "
     "quantile over Service ports.",
     ("family", "quantile"), "node", RULESET,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lab import rulesets
 from tests.lab.namespace import Namespace, requirements
 from vipscope.netlink import nfnetlink, nft_rule
 from vipscope.netlink.nf_tables import (
@@ -341,3 +342,41 @@ def layouts_of(names: tuple[str, ...]) -> dict[int, ChainLayout]:
     assert layout is not None
     assert chain_run(datagram, {layout.rows.size: layout}) is not None
     return {layout.rows.size: layout}
+
+
+@in_namespace
+@given(st.data())
+def test_a_rule_decoded_by_its_shape_is_what_its_attributes_say(data: st.DataObject) -> None:
+    rules = services_rules()
+    decoder = nft_rule.Decoder()
+    for rule in rules:
+        assert decoder(memoryview(rule)) == nft_rule.decode(memoryview(rule))
+    mutilated = bytearray(data.draw(st.sampled_from(rules)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, len(mutilated) - 1))
+        mutilated[position] = data.draw(st.integers(0, 255))
+    try:
+        expected = nft_rule.decode(memoryview(mutilated))
+    except BrokenError:
+        return
+    # Learning a shape looks deeper, so it may find what is broken where decoding did not look.
+    with contextlib.suppress(BrokenError):
+        assert decoder(memoryview(mutilated)) == expected
+
+
+@cache
+def services_rules() -> list[bytes]:
+    """Real rules of a KUBE-SERVICES, two of them on the connection's state."""
+
+    def ask() -> list[bytes]:
+        asking = GetSocket()
+        body = string_attribute(1, "nat") + string_attribute(2, "KUBE-SERVICES")
+        found = [bytes(payload) for _, _, payload in asking.dump(Get.RULE, 2, body)]
+        asking.close()
+        return found
+
+    with Namespace() as namespace:
+        namespace.restore(rulesets.iptables(rulesets.cluster(6, 1)))
+        for state in ("new", "established"):
+            namespace.nft(f"insert rule ip nat KUBE-SERVICES ct state {state} jump KUBE-NODEPORTS")
+        return namespace.call(ask)

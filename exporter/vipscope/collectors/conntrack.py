@@ -38,7 +38,7 @@ class ConntrackCollector(Collector):
     """
 
     name = "conntrack"
-    interval = 1.0
+    interval = 2.0
 
     async def read(self) -> Conntrack:
         """Read four small files."""

@@ -92,7 +92,7 @@ class IpvsCollector(Collector):
     """
 
     name = "ipvs"
-    interval = 1.0
+    interval = 2.0
     timeout = 30.0
 
     def __init__(self, settings: Settings, budget: Budget) -> None:

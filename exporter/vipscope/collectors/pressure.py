@@ -32,7 +32,7 @@ class PressureCollector(Collector):
     """
 
     name = "pressure"
-    interval = 1.0
+    interval = 2.0
 
     def __init__(self, settings: Settings, budget: Budget) -> None:
         super().__init__(settings, budget)

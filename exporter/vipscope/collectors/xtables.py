@@ -38,7 +38,7 @@ class Xtables(Collector):
     """Counts iptables-legacy."""
 
     name = "xtables"
-    interval = 1.0
+    interval = 2.0
 
     def __init__(self, settings: Settings, budget: Budget) -> None:
         super().__init__(settings, budget)

@@ -275,9 +275,8 @@ class Reader:
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
         """The rules of a chain, in order."""
         body = string_attribute(1, table) + string_attribute(2, chain)
-        return [
-            nft_rule.decode(payload) for _, _, payload in self._socket.dump(Get.RULE, family, body)
-        ]
+        decode = nft_rule.Decoder()
+        return [decode(payload) for _, _, payload in self._socket.dump(Get.RULE, family, body)]
 
     def proxy_rules(
         self, decoder: nft_program.Decoder, family: int, table: str, chain: str

@@ -117,6 +117,8 @@ class Notified:
     commits: list[Commit] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(object, op) -> changes."""
+    last_chain: bytes = b""
+    """What the last rule's message says of family, generation, table and chain, as it stands."""
 
 
 _LENGTH_KIND = struct.Struct("=IH").unpack_from
@@ -130,7 +132,8 @@ def read_datagram(data: bytes, into: Notified) -> None:
     after one on the same chain. So a rule is only compared with the last one's table and chain.
     """
     offset, end = 0, len(data)
-    same, same_length = b"", 0
+    same = into.last_chain
+    same_length = len(same)
     added = deleted = 0
     while offset < end:
         if end - offset < HEADER:
@@ -146,7 +149,7 @@ def read_datagram(data: bytes, into: Notified) -> None:
                 else:
                     deleted += 1
                 if not same_length or data[offset + 16 : offset + 16 + same_length] != same:
-                    same = _chain_of_rule(data, offset, length, into)
+                    same = into.last_chain = _chain_of_rule(data, offset, length, into)
                     same_length = len(same)
             else:
                 payload = memoryview(data)[offset + HEADER : offset + length]
