@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -264,6 +265,8 @@ def test_a_deleted_service_is_forgotten_once_the_kernel_has(mode: Mode) -> None:
     held = kernel.held
     for index in (drift._claims, drift._by_destination, drift._by_stem, drift._found, drift._since):
         assert not index
+    for other in (drift._wishes, drift._unexpected, drift._answering, drift._strays):
+        assert not other
     assert not held._by_destination
     assert not held._by_stem
 
@@ -445,9 +448,10 @@ def services(draw: st.DrawFn) -> DesiredPort:
         key=PortKey("ns", f"svc-{number}", "http", "tcp", "ipv4"),
         cluster_ip=f"10.96.0.{number}",
         port=80,
-        node_port=draw(st.sampled_from([0, 30000 + number])),
-        external_ips=draw(st.sampled_from([(), (f"192.0.2.{number}",)])),
-        load_balancer_ips=draw(st.sampled_from([(), (f"198.51.100.{number}",)])),
+        # The same whenever it is the same Service: what it had once, only history could tell.
+        node_port=30000 + number if number > 1 else 0,
+        external_ips=(f"192.0.2.{number}",) if number % 2 else (),
+        load_balancer_ips=(f"198.51.100.{number}",) if number > 2 else (),
         source_ranges=draw(st.sampled_from([(), ("10.0.0.0/8",)])),
         internal_local=False,
         external_local=draw(st.booleans()),
@@ -496,7 +500,7 @@ def test_following_changes_ends_where_starting_anew_does(
     again.load()
     anew = start(again, wanted).report(LATE, 1000)
     report = drift.report(LATE, 1000)
-    # What was in the API once keeps its name, and ways that it had, which are strays anew.
+    # What was in the API once keeps its name, anew it is a stray.
     living = {each for each in report.named if each.port in wanted and each.kind != Kind.ORPHANED}
     assert {e for e in anew.named if e.port in wanted and e.kind != Kind.ORPHANED} == living
     assert report.faults == anew.faults
@@ -544,3 +548,35 @@ def test_chains_that_lead_to_each_other_end() -> None:
     held.put_chain("KUBE-SVC-A", Content(("KUBE-SVC-B",), ("10.64.0.1:80",)))
     held.put_chain("KUBE-SVC-B", Content(("KUBE-SVC-A",), ("10.64.0.2:80",)))
     assert held.endpoints("KUBE-SVC-A") == {"10.64.0.1:80", "10.64.0.2:80"}
+
+
+def test_many_services_with_one_outside_address_are_compared_in_time() -> None:
+    ports = [
+        DesiredPort(
+            key=PortKey("ns", f"svc-{number}", "http", "tcp", "ipv4"),
+            cluster_ip=f"10.96.{number // 250}.{number % 250}",
+            port=80,
+            node_port=0,
+            external_ips=("192.0.2.1",),
+            load_balancer_ips=(),
+            source_ranges=(),
+            internal_local=False,
+            external_local=False,
+            affinity_seconds=0,
+            cluster=("10.64.0.1:80",),
+            local=(),
+            anywhere=True,
+            topology="",
+            in_own_zone=0,
+        )
+        for number in range(300)
+    ]
+    wanted = {port.key: expect("iptables", port) for port in ports}
+    kernel = Kernel("iptables", wanted.values())
+    started = time.process_time()
+    drift = start(kernel, wanted)
+    assert_clear(drift.report(LATE, 10))
+    for key in wanted:
+        drift.update(key, None, 0.0)
+    assert drift.report(LATE, 10).orphaned_services == len(wanted)
+    assert time.process_time() - started < 20

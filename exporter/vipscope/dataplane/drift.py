@@ -159,7 +159,7 @@ class Difference(NamedTuple):
             yield Finding(Kind.STALE_ENDPOINTS, port, endpoint)
 
 
-def difference(wanted: Expected, held: Programmed, unexpected: Iterable[Entry]) -> Difference:
+def difference(wanted: Expected, held: Programmed, unexpected: frozenset[Entry]) -> Difference:
     """Compare one Service port. `unexpected` are the ways in that it has and should not have."""
     missing = not all(map(held.holds, wanted.entries))
     missing_endpoints: set[str] = set()
@@ -179,7 +179,6 @@ def difference(wanted: Expected, held: Programmed, unexpected: Iterable[Entry]) 
         missing |= bool(endpoints) and not reached
         missing_endpoints |= endpoints - reached
         stale |= reached - endpoints
-    unexpected = frozenset(unexpected)
     for entry in unexpected:
         stale |= held.endpoints(entry.target) - wanted.endpoints
     return Difference(missing, unexpected, frozenset(missing_endpoints), frozenset(stale))
@@ -196,6 +195,7 @@ class _Claims(NamedTuple):
 
 
 _NO_CLAIMS = _Claims(frozenset(), frozenset())
+_NOBODY: Set[PortKey] = frozenset()
 
 
 class Drift:
@@ -209,12 +209,18 @@ class Drift:
         self._held = held
         self._grace = grace
         self._wanted: dict[PortKey, Expected] = {}
+        self._wishes: Counter[Entry] = Counter()
+        """Ways in that are wanted, by how many Service ports: addresses may be shared."""
         self._places: Counter[str] = Counter()
-        """Ways in that are wanted, by place."""
+        """The same by place."""
         self._claims: dict[PortKey, _Claims] = {}
         """Kept beyond the wish, until nothing of it is held any more: so an orphan has a name."""
-        self._by_destination: dict[Destination, frozenset[PortKey]] = {}
-        self._by_stem: dict[str, frozenset[PortKey]] = {}
+        self._by_destination: dict[Destination, set[PortKey]] = {}
+        self._by_stem: dict[str, set[PortKey]] = {}
+        self._unexpected: dict[PortKey, frozenset[Entry]] = {}
+        """Ways in that are held and that nobody wants, by the one Service port that answers."""
+        self._answering: dict[Entry, PortKey] = {}
+        """The same the other way round."""
         self._strays: dict[str, frozenset[Entry]] = {}
         """Ways in that are held and that nobody claims, by the name of the orphan."""
         self._found: dict[PortKey | str, frozenset[Finding]] = {}
@@ -229,10 +235,12 @@ class Drift:
             self._wanted[port] = wanted
         after = wanted or NOTHING
         if before.entries != after.entries:
-            self._places.subtract(entry.place for entry in before.entries)
-            self._places.update(entry.place for entry in after.entries)
+            self._wish(after.entries, 1)
+            self._wish(before.entries, -1)
         self._claim(port, self._claims.get(port, _NO_CLAIMS) | _claims(after), now)
         self._compare(port, now)
+        for other in {self._answering.get(entry, port) for entry in after.entries} - {port}:
+            self._compare(other, now)  # what it answered for is wanted now
         self._find_faults(now)
 
     def follow(self, now: float) -> None:
@@ -245,7 +253,7 @@ class Drift:
             if not owners:
                 self._note_stray(entry, held=self._held.holds(entry), now=now)
         for each in changes.stems:
-            ports |= self._by_stem.get(each, frozenset())
+            ports |= self._by_stem.get(each, _NOBODY)
         for port in ports:
             self._compare(port, now)
         self._find_faults(now)
@@ -278,6 +286,13 @@ class Drift:
             named=_oldest(since, confirmed, most),
         )
 
+    def _wish(self, entries: Iterable[Entry], times: int) -> None:
+        for entry in entries:
+            self._places[entry.place] += times
+            self._wishes[entry] += times
+            if not self._wishes[entry]:
+                del self._wishes[entry]
+
     def _cut_off(self, faults: Set[Fault]) -> int:
         """How many of the wanted Service ports some of their packets do not reach."""
         if faults - {Fault.NODE_PORTS}:
@@ -303,15 +318,35 @@ class Drift:
 
     def _compare(self, port: PortKey, now: float) -> None:
         wanted = self._wanted.get(port, NOTHING)
-        unexpected = [
-            entry
-            for entry in self._entries(self._claims.get(port, _NO_CLAIMS))
-            if entry not in wanted.entries and not self._is_anothers(entry, port)
-        ]
+        unexpected = self._unwanted(port)
+        if unexpected:
+            # What they lead to is the port's as well, and a change there concerns it.
+            targets = {entry.target for entry in unexpected} - REFUSALS
+            more = _Claims(frozenset(), frozenset(map(stem, targets)))
+            self._claim(port, self._claims[port] | more, now)
+            unexpected = self._unwanted(port)
+        self._answer(port, unexpected)
         found = difference(wanted, self._held, unexpected)
         self._note(port, frozenset(found.findings(port)), now)
         if not found.unexpected:
             self._claim(port, _claims(wanted), now)
+
+    def _unwanted(self, port: PortKey) -> frozenset[Entry]:
+        """Ways in of a Service port that nobody wants, but for those that another answers for."""
+        return frozenset(
+            entry
+            for entry in self._entries(self._claims.get(port, _NO_CLAIMS))
+            if entry not in self._wishes and self._answering.get(entry, port) == port
+        )
+
+    def _answer(self, port: PortKey, now: frozenset[Entry]) -> None:
+        before = self._unexpected.pop(port, frozenset())
+        for entry in before - now:
+            del self._answering[entry]
+        for entry in now - before:
+            self._answering[entry] = port
+        if now:
+            self._unexpected[port] = now
 
     def _entries(self, claims: _Claims) -> set[Entry]:
         held = self._held
@@ -319,14 +354,9 @@ class Drift:
         found.update(entry for each in claims.stems for entry in held.to(each))
         return found
 
-    def _owners(self, entry: Entry) -> frozenset[PortKey]:
-        by_destination = self._by_destination.get(entry[1:4], frozenset())
-        return by_destination | self._by_stem.get(stem(entry.target), frozenset())
-
-    def _is_anothers(self, entry: Entry, port: PortKey) -> bool:
-        """Whether another Service port that claims the entry, too, is the one to answer for it."""
-        others = self._owners(entry) - {port}
-        return any(entry in self._wanted.get(other, NOTHING).entries for other in others)
+    def _owners(self, entry: Entry) -> Set[PortKey]:
+        by_destination = self._by_destination.get(entry[1:4], _NOBODY)
+        return by_destination | self._by_stem.get(stem(entry.target), _NOBODY)
 
     def _note_stray(self, entry: Entry, *, held: bool, now: float) -> None:
         """A way in that nobody claims came, or it went or found an owner."""
@@ -387,17 +417,13 @@ def _claims(wanted: Expected) -> _Claims:
     )
 
 
-def _own(
-    index: dict[_Key, frozenset[PortKey]], port: PortKey, before: Set[_Key], now: Set[_Key]
-) -> None:
+def _own(index: dict[_Key, set[PortKey]], port: PortKey, before: Set[_Key], now: Set[_Key]) -> None:
     for key in before - now:
-        left = index[key] - {port}
-        if left:
-            index[key] = left
-        else:
+        index[key].discard(port)
+        if not index[key]:
             del index[key]
     for key in now - before:
-        index[key] = index.get(key, frozenset()) | {port}
+        index.setdefault(key, set()).add(port)
 
 
 def _stray_name(entry: Entry) -> str:
