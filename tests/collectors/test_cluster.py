@@ -455,7 +455,7 @@ async def test_one_replica_exports_and_the_other_takes_over_with_all_that_happen
         await active.reads(lambda record: events(record) == 192)
         leases.refused.add(leases.spec["holderIdentity"])
         await until(lambda: standby.collector._lease and standby.collector._lease.held, 20)
-        with pytest.raises(BrokenError, match="lease: 500 refused"):
+        with pytest.raises((AbsentError, BrokenError)):
             await active.read()
         record = await standby.reads(lambda record: events(record) == 192)
     start = counted.watched(captured()["endpointslices"])
