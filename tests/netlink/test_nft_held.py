@@ -13,6 +13,7 @@ import pytest
 
 from tests.dataplane import captured
 from tests.dataplane.captured import PLACES
+from tests.lab import rulesets
 from tests.lab.namespace import Namespace, requirements
 from vipscope.dataplane import expected
 from vipscope.dataplane.desired import DesiredPort, Family, PortKey
@@ -105,6 +106,15 @@ def desired(
     return cluster().desired(PLACES[NODES[mode]], family)
 
 
+def rulesets_port(service: rulesets.Service, family: Family) -> DesiredPort:
+    """What is desired of a Service of the laboratory."""
+    key = PortKey(service.namespace, service.name, service.port_name, service.protocol, family)
+    endpoints = tuple(map(str, service.endpoints))
+    return replace(
+        WEB, key=key, cluster_ip=service.cluster_ip, port=service.port, cluster=endpoints
+    )
+
+
 def loaded(namespace: Namespace, mode: Mode, size: str = "small") -> None:
     """Restore a capture."""
     if mode == "nftables":
@@ -148,6 +158,24 @@ def test_no_capture_of_a_real_kube_proxy_drifts(mode: Mode, size: str, family: F
     assert_clear(report)
     wanted = sum(len(ends) for port in ports for ends in EXPECT[mode](port).backends.values())
     assert spread == wanted
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("mode", NODES)
+def test_no_ruleset_of_the_laboratory_drifts(mode: Mode, family: Family) -> None:
+    services = rulesets.cluster(40, 3, family=family)
+    ports = [rulesets_port(each, family) for each in services]
+
+    def scenario() -> Report:
+        with node(mode, ports, family) as watched:
+            return watched.drift.report(SETTLED, 10)
+
+    with Namespace() as namespace:
+        if mode == "iptables":
+            namespace.restore(rulesets.iptables(services, family=family), family=family)
+        else:
+            namespace.nft(rulesets.nftables(services, family=family))
+        assert_clear(namespace.call(scenario))
 
 
 def test_what_could_not_be_read_is_read_the_next_time() -> None:

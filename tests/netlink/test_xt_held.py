@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.dataplane import captured
 from tests.dataplane.captured import PLACES
+from tests.lab import rulesets
 from tests.lab.namespace import Family, Namespace, requirements
+from tests.netlink.test_nft_held import rulesets_port
 from tests.netlink.test_nft_program import IPTABLES
 from vipscope.dataplane import expected
 from vipscope.dataplane.desired import DesiredPort, PortKey
@@ -67,6 +69,22 @@ def test_no_capture_of_a_real_kube_proxy_drifts(size: str) -> None:
         namespace.restore(captured.read(f"iptables/{size}.v4.{suffix}"), "legacy")
         program = held(namespace)
     assert_clear(drift(program, desired(source)).report(LATE, 10))
+
+
+def test_no_ruleset_of_the_laboratory_drifts_with_ipv6_addresses() -> None:
+    services = rulesets.cluster(40, 3, family="ipv6")
+    ports = [rulesets_port(each, "ipv6") for each in services]
+
+    def read_ipv6() -> Programmed:
+        program = Programmed("iptables")
+        with Tables(LAYOUTS["ipv6"], PROCFS) as tables:
+            xt_held.refresh(tables, program)
+        return program
+
+    with Namespace() as namespace:
+        namespace.restore(rulesets.iptables(services, family="ipv6"), "legacy", "ipv6")
+        program = namespace.call(read_ipv6)
+    assert_clear(drift(program, ports).report(LATE, 10))
 
 
 IPTABLES_LEGACY = "iptables-legacy -w 60 -t nat"
