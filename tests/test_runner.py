@@ -195,10 +195,11 @@ async def test_a_wait_that_fails_is_logged_and_does_not_become_a_busy_loop(
 async def test_the_budget_is_charged_for_reads_and_for_what_happens_between_them() -> None:
     class Follower(Stub):
         async def due(self) -> None:
-            await self.worker.run(burn, BURST)
+            await self.worker.run(burn, 0.2)
             await super().due()
 
     budget = Budget(0.001)
+    budget.spend(BURST - 0.1)
     async with running(Follower(healthy), budget=budget):
         assert budget.solvent()
         await until(lambda: not budget.solvent())

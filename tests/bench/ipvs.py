@@ -15,7 +15,7 @@ import time
 from typing import TypedDict
 
 from tests.lab import rulesets, uml
-from vipscope.budget import Budget
+from vipscope.budget import BURST, Budget
 from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.settings import Settings
 from vipscope.snapshot import Ipvs
@@ -73,7 +73,7 @@ async def _read() -> tuple[float, float]:
     record = await collector.read()
     between = time.process_time()
     _check(record)
-    collector.budget.spend(1.0 + between)  # nothing left, so the table stays
+    collector.budget.spend(BURST + between)  # nothing left, so the table stays
     start = time.process_time()
     await collector.read()
     end = time.process_time()

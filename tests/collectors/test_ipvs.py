@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests.collectors.nobody import as_nobody
 from tests.lab import uml
-from vipscope.budget import Budget
+from vipscope.budget import BURST, Budget
 from vipscope.collectors import ipvs as module
 from vipscope.collectors.ipvs import (
     IpvsCollector,
@@ -154,7 +154,7 @@ async def follow_additions() -> tuple[list[Ipvs], list[Ipvs | str], Ipvs]:
     """Reads of a collector without budget, of one while another process adds, and of one after."""
     collector = IpvsCollector(Settings(), Budget(1e-9))
     first = await collector.read()
-    collector.budget.spend(2.0)
+    collector.budget.spend(BURST + 1.0)
     restore("-A -t 10.30.0.1:80 -s rr\n")
     insolvent = [first, await collector.read()]
     await collector.close()
@@ -164,12 +164,12 @@ async def follow_additions() -> tuple[list[Ipvs], list[Ipvs | str], Ipvs]:
     writer = threading.Thread(target=restore, args=(VOLATILE,))
     writer.start()
     while writer.is_alive():
-        collector.budget.spend(-1.0)
+        collector.budget.spend(-BURST)
         try:
             reads.append(await collector.read())
         except BrokenError as error:
             reads.append(str(error))
-    collector.budget.spend(-1.0)
+    collector.budget.spend(-BURST)
     afterwards = await collector.read()
     await collector.close()
     return insolvent, reads, afterwards
