@@ -161,6 +161,8 @@ def test_collectors_are_chosen_by_the_role_flags_and_variables(
         "--web.telemetry-path=/healthz",
         "--web.telemetry-path=/a/../b",
         "--web.telemetry-path=/{x}",
+        "--node-name=node\udcff",
+        "--node-name=a\nb",
         "--role=nodes",
         "--lease=vipscope",
         "--lease=a/b/c",

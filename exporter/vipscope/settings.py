@@ -121,6 +121,8 @@ def parse_url(text: str) -> str:
 
 def parse_node_name(text: str) -> str:
     """The text itself, or the host name for an empty one."""
+    if not text.isprintable():
+        raise ValueError("takes a name without control characters, in UTF-8")
     return text or platform.node()
 
 
