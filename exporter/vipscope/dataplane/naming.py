@@ -10,8 +10,6 @@ from __future__ import annotations
 KUBE_PROXY = "kube-proxy"
 KUBE_PROXY_TABLE = "kube-proxy"
 """The table of mode nftables."""
-SERVICE_CHAIN_PREFIX = "KUBE-SVC-"
-"""Only mode iptables has chains of this name."""
 
 # The longer prefix comes first where one begins another.
 _OWNERS: tuple[tuple[str, str], ...] = (

@@ -122,7 +122,6 @@ class Notified:
 
 
 _LENGTH_KIND = struct.Struct("=IH").unpack_from
-_ATTRIBUTE_LENGTH = struct.Struct("=H").unpack_from
 
 
 def read_datagram(data: bytes, into: Notified) -> None:
