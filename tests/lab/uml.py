@@ -8,12 +8,14 @@ and everything in the kernel are the guest's own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import pickle
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,35 @@ IPVS_MODULES = (*BASE_MODULES, "ip_vs", "ip_vs_rr", "ip_vs_wrr", "ip_vs_sh")
 
 _KERNEL = "linux.uml"
 _MODULES = Path("/usr/lib/uml/modules")
+
+_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+_NUMBER_AT, _ARCHITECTURE_AT, _REQUEST_AT, _KIND_AT = 0, 4, 16, 32  # struct seccomp_data
+_X86_64, _PTRACE, _GETREGSET, _SETREGSET, _XSTATE = 0xC000003E, 101, 0x4204, 0x4205, 0x202
+_FAIL_WITH_EIO, _ALLOW = 0x00050005, 0x7FFF0000
+_FILTER = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (_LOAD, 0, 0, _ARCHITECTURE_AT),
+        (_EQUAL, 0, 8, _X86_64),
+        (_LOAD, 0, 0, _NUMBER_AT),
+        (_EQUAL, 0, 6, _PTRACE),
+        (_LOAD, 0, 0, _REQUEST_AT),
+        (_EQUAL, 1, 0, _GETREGSET),
+        (_EQUAL, 0, 3, _SETREGSET),
+        (_LOAD, 0, 0, _KIND_AT),
+        (_EQUAL, 0, 1, _XSTATE),
+        (_RETURN, 0, 0, _FAIL_WITH_EIO),
+        (_RETURN, 0, 0, _ALLOW),
+    )
+)
+"""Answers ptrace(GETREGSET or SETREGSET, NT_X86_XSTATE) with an error; allows all else."""
+
+_WITHOUT_AVX = (
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps="
+    "-AVX,-AVX2,-AVX_Fast_Unaligned_Load,-AVX512F,-AVX512VL,-AVX512BW"
+)
+"""For the guest's environment: its C library must keep to the registers that the kernel saves."""
 
 # What is mounted hides the host's directory from the guest only. When a step fails, init ends, and
 # with it the kernel: that leaves no status.
@@ -142,7 +173,7 @@ def _furnish(
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
     }
-    assignments = [f"{name}={value}" for name, value in environment.items()]
+    assignments = [_WITHOUT_AVX, *(f"{name}={value}" for name, value in environment.items())]
     init = directory / "init"
     init.write_text(
         _INIT.format(
@@ -175,6 +206,7 @@ def _boot(directory: Path, memory: str, timeout: float) -> None:
         f"uml_dir={directory}",  # where it keeps its pid and control socket
         "con=null",
         "con0=null,fd:1",
+        _WITHOUT_AVX,
     ]
     with (directory / "console").open("w") as console:
         process = subprocess.Popen(
@@ -183,6 +215,7 @@ def _boot(directory: Path, memory: str, timeout: float) -> None:
             stdout=console,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_hide_extended_registers,
         )
     try:
         process.wait(timeout)
@@ -191,6 +224,21 @@ def _boot(directory: Path, memory: str, timeout: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _hide_extended_registers() -> None:
+    """Make the kernel save its processes' floating point registers in the old way.
+
+    Its buffer for the new one is smaller than the registers of a CPU with AMX, and what it has read
+    of them the host does not take back: "ptrace set fp regs failed, errno = 14". Without the new
+    way, which it tries at boot, it keeps to the registers that every x86-64 has.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = ctypes.create_string_buffer(_FILTER, len(_FILTER))
+    program = struct.pack("@HP", len(_FILTER) // 8, ctypes.addressof(code))
+    for arguments in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program)):
+        if libc.prctl(*arguments, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "cannot install the seccomp filter")
 
 
 @functools.cache
