@@ -34,7 +34,7 @@ from tests.stubs import RECORD, Stub
 from vipscope import cli
 
 class Conntrack(Stub):
-    def __init__(self, settings, budget):
+    def __init__(self, settings, budget, sources):
         super().__init__(self.answer)
 
     async def answer(self, _):

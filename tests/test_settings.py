@@ -26,6 +26,7 @@ FLAGS = {
     "--kubeconfig": ("/k", "kubeconfig", Path("/k")),
     "--lease": ("kube-system/vipscope", "lease", "kube-system/vipscope"),
     "--top-services": ("0", "top_services", 0),
+    "--drift.grace": ("3", "drift_grace", 3.0),
     "--unroutable.load-balancer-pending-after": ("60", "pending_after", 60.0),
     "--unroutable.resolve-external-names": ("true", "resolve_external_names", True),
     "--cpu-budget": ("0.5", "cpu_budget", 0.005),

@@ -19,6 +19,7 @@ from vipscope.runner import Runner
 from vipscope.server import ListenError, Server
 from vipscope.settings import Settings, SettingsError, load
 from vipscope.snapshot import Node
+from vipscope.sources import Sources
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -62,9 +63,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"serve": serve}
 
 async def _serve(settings: Settings) -> int:
     stop = _stop_on_signals()
-    budget = Budget(settings.cpu_budget)
+    budget, sources = Budget(settings.cpu_budget), Sources()
     node = Node(settings.node_name, platform.release())
-    enabled = [kind(settings, budget) for kind in ALL if kind.name in settings.collectors]
+    enabled = [kind(settings, budget, sources) for kind in ALL if kind.name in settings.collectors]
     disabled = [kind.name for kind in ALL if kind.name not in settings.collectors]
     runner = Runner(node, enabled, disabled, budget)
     server = Server(settings, runner, Exposition())

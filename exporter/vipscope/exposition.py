@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import platform
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import exposition as formats
 from prometheus_client.metrics_core import Metric as Family
@@ -22,6 +22,7 @@ from vipscope.dataplane.mode import proxy_modes
 from vipscope.snapshot import (
     Cluster,
     Conntrack,
+    Drift,
     Follow,
     Histogram,
     Ipvs,
@@ -34,6 +35,8 @@ from vipscope.snapshot import (
 )
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+FAULTS = ("empty", "prerouting", "output", "node_ports")
+"""What may cut off Services at large: the keys of `Drift.faults`."""
 OPENMETRICS_END = b"# EOF\n"
 
 R = TypeVar("R", bound=Record)
@@ -78,20 +81,9 @@ def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
         if name in wanted and reading.record is not None
     ]
     _depths(out, [each for each in records if isinstance(each, Ruleset)])
+    _watches(out, records)
     for record in records:
-        match record:
-            case Ruleset() as ruleset:
-                _ruleset(out, ruleset)
-            case Ipvs() as ipvs:
-                _ipvs(out, ipvs)
-            case Conntrack() as conntrack:
-                _conntrack(out, conntrack)
-            case Pressure() as pressure:
-                _pressure(out, pressure)
-            case KubeProxy() as kube_proxy:
-                _kube_proxy(out, kube_proxy)
-            case Cluster() as cluster:
-                _cluster(out, cluster)
+        _SECTIONS[type(record)](out, record)
     return out.families()
 
 
@@ -205,18 +197,65 @@ def _cluster(out: _Families, cluster: Cluster) -> None:
         out.add(m.SERVICE_ENDPOINT_CHANGES, *service, value=count)
     for port in sorted(cluster.unroutable):
         out.add(m.SERVICE_UNROUTABLE, *port, value=1)
-    for resource, watch in sorted(cluster.watches.items()):
+
+
+def _drift(out: _Families, drift: Drift) -> None:
+    for kind, count in sorted(drift.services.items()):
+        out.add(m.DRIFT_SERVICES, kind, value=count)
+    for kind, count in sorted(drift.endpoints.items()):
+        out.add(m.DRIFT_ENDPOINTS, kind, value=count)
+    out.add(m.DRIFT_OLDEST, value=drift.oldest)
+    for fault in FAULTS:
+        out.add(m.DRIFT_FAULT, fault, value=fault in drift.faults)
+    # Several orphans without a name, or both families of a port, are one series.
+    named = {(each.namespace, each.service, each.port, each.kind) for each in drift.named}
+    for key in sorted(named):
+        out.add(m.DRIFT_SERVICE, *key, value=1)
+    for port in drift.unroutable:
+        out.add(m.SERVICE_UNROUTABLE, *port, value=1)
+    for reason, count in sorted(drift.unroutable_services.items()):
+        out.add(m.UNROUTABLE_SERVICES, reason, value=count)
+    out.add(m.SAME_ZONE, value=drift.same_zone_ratio)
+    for metric, histogram in (
+        (m.PROGRAMMING_LATENCY, drift.since_change),
+        (m.PROGRAMMING_LATENCY_FROM_EVENT, drift.since_event),
+    ):
+        if histogram is not None:
+            out.add_histogram(metric, value=histogram)
+
+
+def _watches(out: _Families, records: Iterable[Record]) -> None:
+    """Of the first record that tells of any.
+
+    In role all the cluster's and the comparison's watches are of the same resources; what the
+    second ones fare shows in the state of their collector.
+    """
+    told = next((each.watches for each in records if isinstance(each, Cluster | Drift)), {})
+    for resource, watch in sorted(told.items()):
         for reason, count in sorted(watch.restarts.items()):
             out.add(m.WATCH_RESTARTS, resource, reason, value=count)
         out.add(m.WATCH_LAST_EVENT, resource, value=watch.last_event)
         out.add(m.WATCH_OBJECTS, resource, value=watch.objects)
 
 
+_SECTIONS: Mapping[type[Record], Callable[[_Families, Any], None]] = {
+    Ruleset: _ruleset,
+    Ipvs: _ipvs,
+    Conntrack: _conntrack,
+    Pressure: _pressure,
+    KubeProxy: _kube_proxy,
+    Cluster: _cluster,
+    Drift: _drift,
+}
+
+
 def _vitals(out: _Families, snapshot: Snapshot, wanted: Collection[str]) -> None:
     """What is true of the exporter itself and of how its collectors' last reads ended."""
     out.add(m.BUILD_INFO, __version__, platform.python_version(), value=1)
     node = snapshot.node
-    out.add(m.NODE_INFO, node.nodename, node.zone, node.kernel, value=1)
+    records = [reading.record for reading in snapshot.readings.values()]
+    zone = next((each.zone for each in records if isinstance(each, Drift)), "")
+    out.add(m.NODE_INFO, node.nodename, zone, node.kernel, value=1)
     for name, reading in sorted(snapshot.readings.items()):
         if name not in wanted:
             continue

@@ -110,6 +110,7 @@ CONNTRACK_SECTION = "Connection tracking"
 PRESSURE_SECTION = "Pressure"
 KUBE_PROXY_SECTION = "kube-proxy"
 CLUSTER = "Services and EndpointSlices"
+DRIFT = "Drift and latency"
 
 BUILD_INFO = Metric(
     "vipscope_build_info", "gauge", "1, labelled by vipscope's and Python's version.",
@@ -424,6 +425,53 @@ WATCH_LAST_EVENT = Metric(
 WATCH_OBJECTS = Metric(
     "vipscope_watch_objects", "gauge", "Objects of the API that are held.",
     ("resource",), "cluster", CLUSTER,
+)  # fmt: skip
+
+DRIFT_SERVICES = Metric(
+    "vipscope_drift_services", "gauge",
+    "Service ports that the API wants and the kernel lacks (missing), or the reverse (orphaned), "
+    "for longer than the grace period. While a fault cuts all Services off, all are missing.",
+    ("kind",), "node", DRIFT,
+)  # fmt: skip
+DRIFT_ENDPOINTS = Metric(
+    "vipscope_drift_endpoints", "gauge",
+    "Endpoints of Service ports that the kernel does not send to (missing), or still sends to "
+    "although they are gone (stale), for longer than the grace period.",
+    ("kind",), "node", DRIFT,
+)  # fmt: skip
+DRIFT_OLDEST = Metric(
+    "vipscope_drift_oldest_seconds", "gauge",
+    "Age of the oldest disagreement between kernel and API; 0 when they agree.",
+    (), "node", DRIFT,
+)  # fmt: skip
+DRIFT_FAULT = Metric(
+    "vipscope_drift_fault", "gauge",
+    "1 while something cuts off Services at large: empty (the kernel holds none of kube-proxy's "
+    "ways in), prerouting (packets of pods and from outside never reach them), output (nor those "
+    "of the node), node_ports (nor those for node ports).",
+    ("fault",), "node", DRIFT,
+)  # fmt: skip
+DRIFT_SERVICE = Metric(
+    "vipscope_drift_service", "gauge",
+    "1 for the oldest disagreements: missing, orphaned, missing_endpoints or stale_endpoints. "
+    "Service \"\" is one that the API never had.",
+    ("namespace", "service", "port", "kind"), "node", DRIFT,
+)  # fmt: skip
+PROGRAMMING_LATENCY = Metric(
+    "vipscope_programming_latency_seconds", "histogram",
+    "Time from an endpoint's change, as its EndpointSlice tells it, to the kernel's commit. Only "
+    "where the kernel tells of commits: not of iptables-legacy and IPVS.",
+    (), "node", DRIFT,
+)  # fmt: skip
+PROGRAMMING_LATENCY_FROM_EVENT = Metric(
+    "vipscope_programming_latency_from_event_seconds", "histogram",
+    "The same from when this node heard of the change: kube-proxy's own part.",
+    (), "node", DRIFT,
+)  # fmt: skip
+SAME_ZONE = Metric(
+    "vipscope_backend_same_zone_ratio", "gauge",
+    "Share of the endpoints that this node sends to which are in its own zone.",
+    (), "node", DRIFT,
 )  # fmt: skip
 
 CATALOGUE: tuple[Metric, ...] = tuple(

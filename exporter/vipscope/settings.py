@@ -25,6 +25,7 @@ COLLECTORS: Mapping[str, str] = {
     "conntrack": "connection tracking: fill and per-CPU statistics",
     "pressure": "SYN retransmits, softnet, softirq time, the xtables lock",
     "kubeproxy": "what kube-proxy says of itself on localhost",
+    "drift": "the API server's Services and EndpointSlices beside what the kernel holds",
     "cluster": "Services, EndpointSlices and Pods of the API server",
 }
 """Every collector and what it reads. Those of the role are on by default."""
@@ -211,6 +212,12 @@ class Settings:
     )  # fmt: skip
     """Default 20: enough to name who causes a storm, and a bound however many Services there
     are."""
+    drift_grace: float = _setting(
+        "drift.grace", "10", parse_seconds,
+        "Seconds that kernel and API may disagree before it counts as drift.",
+    )  # fmt: skip
+    """Default 10: kube-proxy gathers changes for a second, and a sync of a large node takes a few
+    more."""
     pending_after: float = _setting(
         "unroutable.load-balancer-pending-after", "300", parse_seconds,
         "Seconds after which a Service that waits for a load balancer counts as unroutable.",

@@ -236,7 +236,70 @@ class Cluster:
     """By resource."""
 
 
-Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy | Cluster
+class Disagreement(NamedTuple):
+    """A Service port of which this node's kernel holds something else than it should."""
+
+    kind: str
+    """missing, orphaned, missing_endpoints, stale_endpoints."""
+    namespace: str
+    """This and the next two are "" of an orphan that the API never had."""
+    service: str
+    port: str
+    """The port's name, which may be empty."""
+    held: str
+    """Of such an orphan what the kernel calls it, else ""."""
+    age: float
+    """Seconds since it was first seen; of several endpoints the oldest's."""
+    endpoints: tuple[str, ...]
+    """Of the last two kinds: `ip:port`."""
+
+
+class Unroutable(NamedTuple):
+    """A Service port that routes to nobody, as far as this node is concerned."""
+
+    namespace: str
+    service: str
+    port: str
+    reason: str
+    """no_local_endpoints, not_programmed, stale_backends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How this node's kernel disagrees with the API, beyond the grace period."""
+
+    mode: str
+    """kube-proxy's mode whose program was compared: iptables, nftables, ipvs."""
+    backend: str
+    """Where that was read: nft, legacy, ipvs."""
+    zone: str
+    """The node's zone in the API, "" when it has none."""
+    faults: Mapping[str, float]
+    """What cuts off all Services (empty, prerouting, output, node_ports) -> seconds."""
+    services: Mapping[str, int]
+    """Kind (missing, orphaned) -> Service ports."""
+    endpoints: Mapping[str, int]
+    """Kind (missing, stale) -> endpoints of Service ports."""
+    oldest: float
+    """Age of the oldest disagreement in seconds; 0 when all agrees."""
+    named: tuple[Disagreement, ...]
+    """The oldest, no more than have series of their own."""
+    unroutable: tuple[Unroutable, ...]
+    """No more of a reason than have series of their own."""
+    unroutable_services: Mapping[str, int]
+    """Reason that this node can tell -> Services with a port of that reason."""
+    same_zone_ratio: float | None
+    """Share of the endpoints that are in the node's own zone; None without a zone or endpoints."""
+    since_change: Histogram | None
+    """Seconds from an endpoint's change to the kernel's commit. None where the kernel does not tell
+    of commits; so is the next."""
+    since_event: Histogram | None
+    """Seconds from this node's hearing of it."""
+    watches: Mapping[str, Watch]
+    """By resource."""
+
+
+Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy | Cluster | Drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +320,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Who this node is. zone is "" while unknown."""
+    """Who this node is."""
 
     nodename: str
     kernel: str
-    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

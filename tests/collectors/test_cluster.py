@@ -28,7 +28,7 @@ from vipscope.budget import Budget
 from vipscope.collectors import cluster
 from vipscope.collectors.cluster import ClusterCollector
 from vipscope.kube import lease, resolver
-from vipscope.kube.overview import Overview
+from vipscope.kube.watches import Watches
 from vipscope.runner import Runner
 from vipscope.settings import COLLECTORS, Settings
 from vipscope.snapshot import (
@@ -71,11 +71,11 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "COALESCE", 0.01)
     monkeypatch.setattr(ClusterCollector, "interval", 0.2)
 
-    async def pause(overview: Overview, seconds: float) -> None:
-        await really(overview, seconds / 100)
+    async def pause(watches: Watches, seconds: float) -> None:
+        await really(watches, seconds / 100)
 
-    really = Overview._pause
-    monkeypatch.setattr(Overview, "_pause", pause)
+    really = Watches._pause
+    monkeypatch.setattr(Watches, "_pause", pause)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
 
@@ -539,11 +539,14 @@ def test_role_cluster_starts_the_cluster_alone(server: ApiServer, tmp_path: Path
     assert found == dict.fromkeys(COLLECTORS, "disabled") | {"cluster": "ok"}
 
 
-def test_role_node_does_not_ask_the_api_server(server: ApiServer, tmp_path: Path) -> None:
-    server.requests()
+def test_role_node_asks_the_api_server_for_what_kube_proxy_asks_for(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    server.order("requests")
     found = states("--role=node", f"--kubeconfig={kubeconfig(tmp_path, server.url)}")
     assert {name for name, state in found.items() if state == "disabled"} == {"cluster"}
-    assert not server.requests()
+    asked = {(each["resource"], each["verb"]) for each in server.order("requests")}
+    assert {resource for resource, _ in asked} == {"services", "endpointslices", "nodes"}
 
 
 def test_role_all_starts_everything(server: ApiServer, tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_a_count_that_failed_is_not_replaced_by_an_older_one(
         purse.full = True
         monkeypatch.undo()
 
-    def broken(_: Path) -> Ruleset:
+    def broken(*_: object) -> Ruleset:
         raise BrokenError("not a table")
 
     found = [str(result) for result, _ in reads(namespace, break_counting, ADD, spend, earn)]

@@ -40,8 +40,13 @@ SERVICE = next(iter(expected.iptables(WEB).chains))
 
 def read(program: Programmed) -> Programmed:
     """Bring a program up to the present namespace's tables."""
-    with Tables(LAYOUTS["ipv4"], PROCFS) as tables:
-        xt_held.refresh(tables, program)
+    return read_family(program, "ipv4")
+
+
+def read_family(program: Programmed, family: Family) -> Programmed:
+    with Tables(LAYOUTS[family], PROCFS) as tables, contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(tables.table(name)) for name in tables.names}
+        xt_held.refresh(opened, program)
     return program
 
 
@@ -75,15 +80,9 @@ def test_no_ruleset_of_the_laboratory_drifts_with_ipv6_addresses() -> None:
     services = rulesets.cluster(40, 3, family="ipv6")
     ports = [rulesets_port(each, "ipv6") for each in services]
 
-    def read_ipv6() -> Programmed:
-        program = Programmed("iptables")
-        with Tables(LAYOUTS["ipv6"], PROCFS) as tables:
-            xt_held.refresh(tables, program)
-        return program
-
     with Namespace() as namespace:
         namespace.restore(rulesets.iptables(services, family="ipv6"), "legacy", "ipv6")
-        program = namespace.call(read_ipv6)
+        program = namespace.call(read_family, Programmed("iptables"), "ipv6")
     assert_clear(drift(program, ports).report(LATE, 10))
 
 

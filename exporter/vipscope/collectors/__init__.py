@@ -5,6 +5,7 @@ from __future__ import annotations
 from vipscope.collectors.base import Collector
 from vipscope.collectors.cluster import ClusterCollector
 from vipscope.collectors.conntrack import ConntrackCollector
+from vipscope.collectors.drift import DriftCollector
 from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.collectors.kubeproxy import KubeProxyCollector
 from vipscope.collectors.nftables import Nftables
@@ -18,6 +19,7 @@ ALL: tuple[type[Collector], ...] = (
     ConntrackCollector,
     PressureCollector,
     KubeProxyCollector,
+    DriftCollector,
     ClusterCollector,
 )
 """Every collector, in the order of settings.COLLECTORS. Imported all at once: together they take

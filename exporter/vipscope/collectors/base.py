@@ -1,8 +1,8 @@
 """What a collector is.
 
 A collector reads one part of the node and returns a frozen record. It knows nothing of Prometheus,
-of the scheduler's clock or of other collectors. `read` raises `AbsentError`, `DeniedError` or any
-other exception; the runner turns each into an outcome.
+of the scheduler's clock or of other collectors: what one keeps for another is in `Sources`. `read`
+raises `AbsentError`, `DeniedError` or any other exception; the runner turns each into an outcome.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import ClassVar
 from vipscope.budget import Budget
 from vipscope.settings import Settings
 from vipscope.snapshot import Record
+from vipscope.sources import Sources
 from vipscope.worker import Worker
 
 
@@ -27,9 +28,11 @@ class Collector(abc.ABC):
     timeout: ClassVar[float] = 10.0
     """Seconds after which a read counts as hung."""
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
         self.settings = settings
         self.budget = budget
+        self.sources = sources or Sources()
+        """What the kernel's readers share with the comparison; its own when nobody else has any."""
         self.worker = Worker(self.name)
 
     @property

@@ -20,6 +20,7 @@ from vipscope.collectors.base import Collector
 from vipscope.kube.meter import Meter
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Cluster
+from vipscope.sources import Sources
 
 if TYPE_CHECKING:
     from vipscope.kube.lease import Lease
@@ -38,8 +39,8 @@ class ClusterCollector(Collector):
     name = "cluster"
     interval = 10.0
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
-        super().__init__(settings, budget)
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
+        super().__init__(settings, budget, sources)
         self._meter = Meter()
         self._overview: Overview | None = None
         self._lease: Lease | None = None

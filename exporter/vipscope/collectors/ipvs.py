@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import re
 import socket
 import time
@@ -12,13 +14,15 @@ from dataclasses import dataclass
 from vipscope.budget import Budget
 from vipscope.collectors import procfs
 from vipscope.collectors.base import Collector
-from vipscope.dataplane.desired import Family
+from vipscope.dataplane.desired import FAMILIES, Family
 from vipscope.dataplane.expected import VIRTUAL_SERVER, Entry, virtual_server
+from vipscope.dataplane.programmed import Mode, Programmed
 from vipscope.netlink import ipvs, links
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Ipvs
+from vipscope.sources import Sources
 
-TABLE_INTERVAL = 5.0
+TABLE_INTERVAL = 2.0
 """Seconds after which the table is read again although the number of services is the same: a change
 of a real server, of a weight or of an IPv6 virtual server shows nowhere else."""
 TABLE_ATTEMPTS = 3
@@ -82,6 +86,9 @@ class Table:
     read_at: float
     """Unix time."""
     read_at_monotonic: float
+    held_of: Mapping[Family, frozenset[str]] | None
+    """The node's addresses when its servers were kept as kube-proxy's program; None: they were
+    not."""
 
 
 class IpvsCollector(Collector):
@@ -95,23 +102,36 @@ class IpvsCollector(Collector):
     interval = 2.0
     timeout = 30.0
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
-        super().__init__(settings, budget)
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
+        super().__init__(settings, budget, sources)
         self._table: Table | None = None
+        self._held: dict[tuple[Mode, Family], Programmed] = {
+            ("ipvs", family): Programmed("ipvs") for family in FAMILIES
+        }
+        self.source = self.sources.add("ipvs", self._held)
 
     async def read(self) -> Ipvs:
         """The O(1) totals of now, and the table as of `counted_at`.
 
         Raises AbsentError without IPVS, BrokenError for what cannot be understood.
         """
-        return await self.worker.run(self._read, self.budget.solvent())
+        with self.source.reading():
+            record = await self.worker.run(self._read, self.budget.solvent())
+        if self._table is not None and self._table.held_of is not None:
+            self.source.node_addresses = self._table.held_of
+            self.source.confirm(self._table.read_at_monotonic)
+        return record
+
+    async def due(self) -> None:
+        """After the interval, or when the comparison with the API has a doubt."""
+        await asyncio.sleep(self.source.patience(self.interval))
 
     def _read(self, solvent: bool) -> Ipvs:
         table, self._table = self._table, None  # whatever fails here, the next read begins anew
         totals = parse_totals(procfs.read(self.settings.procfs / "net/ip_vs_stats"))
         connections, packets_in, packets_out, bytes_in, bytes_out = totals
         services = ipvs.ipv4_services()
-        if table is None or (solvent and _is_due(table, services)):
+        if table is None or (solvent and self._is_due(table, services)):
             table = self._read_table() or table
         if table is None:
             raise BrokenError(f"the table changed during each of {TABLE_ATTEMPTS} reads")
@@ -142,12 +162,30 @@ class IpvsCollector(Collector):
         for _ in range(TABLE_ATTEMPTS):
             read_at, read_at_monotonic = time.time(), time.monotonic()
             before = ipvs.ipv4_services()
-            servers = parse_table(procfs.read(self.settings.procfs / "net/ip_vs"))
+            text = procfs.read(self.settings.procfs / "net/ip_vs")
+            servers = parse_table(text)
             services = ipvs.ipv4_services()
             if before == services and is_whole(servers, services):
                 tell_families(servers, services)
-                return _sum(servers, services, read_at, read_at_monotonic)
+                held_of = self._keep(text) if self.sources.wanted else None
+                return _sum(servers, services, read_at, read_at_monotonic, held_of)
         return None
+
+    def _keep(self, text: bytes) -> Mapping[Family, frozenset[str]]:
+        """Keep kube-proxy's program, for the comparison with the API.
+
+        Returns the addresses on which it programs node ports: those of the node's own that have
+        any virtual server. Which it may use, its --nodeport-addresses tells, and no API.
+        """
+        found = programmed_servers(text)
+        with self.sources.lock:
+            for family, servers in found.items():
+                self._held["ipvs", family].put_servers(servers)
+        own = node_addresses(links.addresses(), links.index(DUMMY_DEVICE))
+        return {
+            family: own[family] & {entry.address for entry in servers}
+            for family, servers in found.items()
+        }
 
     def _sysctls(self) -> Mapping[str, int]:
         values = {}
@@ -158,10 +196,26 @@ class IpvsCollector(Collector):
                 continue
         return values
 
+    def _is_due(self, table: Table, services: int | None) -> bool:
+        age = time.monotonic() - table.read_at_monotonic
+        unheld = self.sources.wanted and table.held_of is None
+        doubted = self.source.is_due(time.monotonic())
+        return unheld or doubted or services != table.services or age >= TABLE_INTERVAL
 
-def _is_due(table: Table, services: int | None) -> bool:
-    age = time.monotonic() - table.read_at_monotonic
-    return services != table.services or age >= TABLE_INTERVAL
+
+def node_addresses(addresses: Set[links.Address], dummy: int) -> Mapping[Family, frozenset[str]]:
+    """The node's own addresses, as kube-proxy takes them for node ports in mode ipvs.
+
+    None of the device that holds the virtual servers' addresses, no loopback address and no link
+    local one of IPv6: kubernetes pkg/proxy/ipvs/netlink_linux.go.
+    """
+    found: dict[Family, set[str]] = {"ipv4": set(), "ipv6": set()}
+    for index, packed in addresses:
+        address = ipaddress.ip_address(packed)
+        link_local = address.version == 6 and address.is_link_local
+        if index != dummy and not address.is_loopback and not link_local:
+            found["ipv4" if address.version == 4 else "ipv6"].add(str(address))
+    return {family: frozenset(each) for family, each in found.items()}
 
 
 def _sum(
@@ -169,6 +223,7 @@ def _sum(
     services: int | None,
     read_at: float,
     read_at_monotonic: float,
+    held_of: Mapping[Family, frozenset[str]] | None,
 ) -> Table:
     virtual: Counter[tuple[str, str, str]] = Counter()
     empty: Counter[tuple[str, str]] = Counter()
@@ -180,18 +235,23 @@ def _sum(
         real[*kind, "active"] += each.active
         real[*kind, "drained"] += each.drained
     # Addresses after the table: kube-proxy binds that of a new virtual server after making it.
-    has_device = links.exists(DUMMY_DEVICE)
+    has_device = links.index(DUMMY_DEVICE) > 0
     return Table(
         virtual_servers=dict(virtual),
         empty_virtual_servers=dict(empty),
         real_servers=dict(real),
         active_connections=sum(each.active_connections for each in servers),
         inactive_connections=sum(each.inactive_connections for each in servers),
-        unbound_addresses=count_unbound(servers, links.addresses()) if has_device else None,
+        unbound_addresses=count_unbound(servers, _bound()) if has_device else None,
         services=services,
         read_at=read_at,
         read_at_monotonic=read_at_monotonic,
+        held_of=held_of,
     )
+
+
+def _bound() -> Set[bytes]:
+    return {packed for _, packed in links.addresses()}
 
 
 def parse_totals(text: bytes) -> Sequence[int]:

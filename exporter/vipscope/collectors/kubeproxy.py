@@ -18,6 +18,7 @@ from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.settings import Settings
 from vipscope.snapshot import BrokenError, KubeProxy
+from vipscope.sources import Sources
 
 BODY_LIMIT = 1 << 20
 """Bytes of an answer that are read, ten times what kube-proxy's /metrics has."""
@@ -71,8 +72,8 @@ class KubeProxyCollector(Collector):
     name = "kubeproxy"
     interval = 5.0
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
-        super().__init__(settings, budget)
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
+        super().__init__(settings, budget, sources)
         self._session: aiohttp.ClientSession | None = None
         self._pending: Mapping[str, float] = {}
         """Family -> Unix time since which a sync has been pending."""
@@ -94,9 +95,10 @@ class KubeProxyCollector(Collector):
         now = time.time()
         if state.queued:  # an answer that did not come is no reason to forget
             self._pending = pending_since(state, self._pending)
+        self.sources.said_mode = parse_mode(mode.body) if mode.status == 200 else None
         return KubeProxy(
             healthy=is_healthy(health, mode, metrics),
-            mode=parse_mode(mode.body) if mode.status == 200 else None,
+            mode=self.sources.said_mode,
             sync_pending_seconds=pending_seconds(state, self._pending, now),
             last_sync=min(state.synced.values(), default=None),
             restore_failures=state.restore_failures,

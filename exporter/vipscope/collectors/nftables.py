@@ -18,6 +18,7 @@ from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.netlink.nf_tables import Reader, present
 from vipscope.netlink.nfnetlink import InterruptedDumpError
+from vipscope.netlink.nft_held import Held
 from vipscope.netlink.nft_mirror import LostTrackError, Mirror
 from vipscope.netlink.nft_notify import (
     Commit,
@@ -28,6 +29,7 @@ from vipscope.netlink.nft_notify import (
 )
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Follow, Ruleset
+from vipscope.sources import Sources
 
 SETTLE = 0.1
 """Seconds from the first notification to reading: a transaction comes in many datagrams."""
@@ -56,13 +58,21 @@ class Nftables(Collector):
     """Counts nf_tables."""
 
     name = "nftables"
-    interval = 5.0
+    interval = 2.0
     timeout = 60.0
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
-        super().__init__(settings, budget)
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
+        super().__init__(settings, budget, sources)
         self._sockets: _Sockets | None = None
         self._mirror = Mirror()
+        self._held = Held()
+        self.source = self.sources.add("nft", self._held.programs, tells_commits=settings.follow)
+        self._compares = False
+        """Whether the programs are kept."""
+        self._agreed_at: float | None = None
+        """Monotonic time at which mirror, programs and kernel last agreed."""
+        self._woken_at: float | None = None
+        """Unix time at which a notification was there to be taken, until it is taken."""
         self._record: Ruleset | None = None
         self._lost = ""
         """Why everything has to be read again; "" when following is exact."""
@@ -80,15 +90,25 @@ class Nftables(Collector):
 
     async def read(self) -> Ruleset:
         """What nf_tables holds, or held when it was last read in full agreement with the kernel."""
-        return await self.worker.run(self._read, self.budget.solvent())
+        with self.source.reading():
+            record = await self.worker.run(self._read, self.budget.solvent())
+        if self._agreed_at is not None and self._compares:
+            self.source.confirm(self._agreed_at, self._last_change)
+        return record
 
     async def due(self) -> None:
-        """After the interval, or soon after a notification."""
+        """After the interval, or soon after a notification.
+
+        Also when the comparison with the API has a doubt.
+        """
+        patience = self.source.patience(self.interval)
         if self._sockets is None or not self.settings.follow:
-            await asyncio.sleep(self.interval)
+            await asyncio.sleep(patience)
             return
-        patience = QUIET if self._behind else self.interval
+        if self._behind:
+            patience = min(patience, QUIET)
         if await _readable(self._sockets.listener.fileno(), patience):
+            self._woken_at = time.time()
             await asyncio.sleep(SETTLE)
 
     async def close(self) -> None:
@@ -98,7 +118,7 @@ class Nftables(Collector):
 
     @property
     def _behind(self) -> bool:
-        return bool(self._lost) or self._mirror.unread
+        return bool(self._lost) or self._mirror.unread or (self._compares and self._held.unread)
 
     def _read(self, solvent: bool) -> Ruleset:
         try:
@@ -169,7 +189,8 @@ class Nftables(Collector):
         if notified.commits:
             self._generation = notified.commits[-1].generation
             self._quiet_since = time.monotonic()
-            self._last_change = time.time()
+            self._last_change = self._woken_at or time.time()
+        self._woken_at = None
 
     def _count_commit(self, commit: Commit) -> None:
         known = commit.process in self._transactions or len(self._transactions) < MOST_WRITERS
@@ -189,16 +210,27 @@ class Nftables(Collector):
         if self._lost:
             self._read_all(sockets)
         self._mirror.refresh(sockets.reader)
+        if self.sources.wanted:
+            self._hold(sockets)
         now = time.monotonic()
         if solvent and now - self._expiring_read_at > EXPIRING:
             self._mirror.refresh_expiring(sockets.reader)
             self._expiring_read_at = now
 
+    def _hold(self, sockets: _Sockets) -> None:
+        """Bring the programs up to the mirror, for the comparison with the API."""
+        if not self._compares:
+            self._compares = True
+            self._mirror.keep(self._held.journal)
+        if self._held.unread:
+            with self.sources.lock:
+                self._held.refresh(sockets.reader, self._mirror)
+
     def _read_all(self, sockets: _Sockets) -> None:
         reason = self._lost
         self._resyncs[reason] += 1
         self._generation = sockets.reader.generation()
-        self._mirror = Mirror()
+        self._mirror = Mirror(self._held.journal if self._compares else None)
         self._mirror.fill(sockets.reader)
         if self._accounted is None or reason == "overrun" or not self.settings.follow:
             # What was overrun cannot be named any more, but it can be counted.
@@ -251,6 +283,7 @@ class Nftables(Collector):
         raise BrokenError("the ruleset did not stay the same for one read")
 
     def _counted(self, depths: Mapping[str, tuple[int, ...]], generation: int) -> Ruleset:
+        self._agreed_at = time.monotonic()
         return Ruleset(
             backend="nft",
             counts=self._mirror.counts(),

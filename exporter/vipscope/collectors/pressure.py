@@ -13,6 +13,7 @@ from vipscope.collectors import procfs
 from vipscope.collectors.base import Collector
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, DeniedError, Pressure
+from vipscope.sources import Sources
 
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """Its inode number is fixed in the kernel (PROC_PID_INIT_INO)."""
@@ -34,8 +35,8 @@ class PressureCollector(Collector):
     name = "pressure"
     interval = 2.0
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
-        super().__init__(settings, budget)
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
+        super().__init__(settings, budget, sources)
         self._lock = XtablesLock(settings.procfs, settings.xtables_lock)
 
     async def read(self) -> Pressure:

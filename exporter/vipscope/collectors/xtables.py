@@ -8,21 +8,26 @@ time at which it was made.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.dataplane.depth import Chain, service_depths
+from vipscope.dataplane.desired import FAMILIES, Family
 from vipscope.dataplane.naming import chain_class
+from vipscope.dataplane.programmed import Mode, Programmed
+from vipscope.netlink import xt_held
 from vipscope.netlink.xtables import LAYOUTS, Table, Tables
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Count, Rule, Ruleset
+from vipscope.sources import Sources
 
 RECOUNT_SHARE = 0.001
 """Share of one core that counting again may take while no size changes: a small ruleset is counted
@@ -40,8 +45,16 @@ class Xtables(Collector):
     name = "xtables"
     interval = 2.0
 
-    def __init__(self, settings: Settings, budget: Budget) -> None:
-        super().__init__(settings, budget)
+    def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
+        super().__init__(settings, budget, sources)
+        self._held: dict[tuple[Mode, Family], Programmed] = {
+            ("iptables", family): Programmed("iptables") for family in FAMILIES
+        }
+        self.source = self.sources.add("legacy", self._held)
+        self._holds = False
+        """Whether the programs are those of the last count."""
+        self._counted_at = 0.0
+        """Monotonic time at which the last count began."""
         self._counted: Ruleset | None = None
         """None before the first count, and when the last one failed: an older one is not shown."""
         self._tried = False
@@ -50,11 +63,24 @@ class Xtables(Collector):
 
     async def read(self) -> Ruleset:
         """The last count, made anew where that is due, with the present sizes of the tables."""
+        with self.source.reading():
+            record = await self._read()
+        if self._holds:
+            self.source.confirm(self._counted_at)
+        return record
+
+    async def due(self) -> None:
+        """After the interval, or when the comparison with the API has a doubt."""
+        await asyncio.sleep(self.source.patience(self.interval))
+
+    async def _read(self) -> Ruleset:
         sizes = await self.worker.run(read_sizes, self.settings.procfs)
         if self._is_due(sizes) and (self.budget.solvent() or not self._tried):
-            self._tried, self._counted = True, None
-            before = self.cpu_seconds
-            self._counted = await self.worker.run(count, self.settings.procfs)
+            self._tried, self._counted, self._holds = True, None, False
+            before, self._counted_at = self.cpu_seconds, time.monotonic()
+            keep = self._keep if self.sources.wanted else None
+            self._counted = await self.worker.run(count, self.settings.procfs, keep)
+            self._holds = keep is not None
             self._recount_at = time.monotonic() + (self.cpu_seconds - before) / RECOUNT_SHARE
             return self._counted
         if self._counted is None:
@@ -63,10 +89,17 @@ class Xtables(Collector):
             )
         return dataclasses.replace(self._counted, table_sizes=sizes)
 
+    def _keep(self, family: Family, tables: Mapping[str, Table]) -> None:
+        """Keep kube-proxy's program, for the comparison with the API."""
+        with self.sources.lock:
+            xt_held.refresh(tables, self._held["iptables", family])
+
     def _is_due(self, sizes: Sizes) -> bool:
         return (
             self._counted is None
             or sizes != self._counted.table_sizes
+            or (self.sources.wanted and not self._holds)
+            or self.source.is_due(time.monotonic())
             or time.monotonic() >= self._recount_at
         )
 
@@ -82,16 +115,30 @@ def read_sizes(procfs: Path) -> Sizes:
         }
 
 
-def count(procfs: Path) -> Ruleset:
-    """Count all tables. Raises as read_sizes() does, and BrokenError."""
+Keep = Callable[[Family, Mapping[str, Table]], None]
+"""Takes a family's tables while they are there."""
+
+
+def count(procfs: Path, keep: Keep | None = None) -> Ruleset:
+    """Count all tables, and show each family's to `keep`, even if it has none.
+
+    Raises as read_sizes() does, and BrokenError.
+    """
     counted_at = time.time()
     counts: dict[tuple[str, str, str, str], Count] = {}
     depths: dict[str, tuple[int, ...]] = {}
     sizes: dict[tuple[str, str], tuple[int, int]] = {}
     with _families(procfs) as families:
-        for family, tables in families.items():
+        for family in FAMILIES:
             with contextlib.ExitStack() as stack:
-                opened = {name: stack.enter_context(tables.table(name)) for name in tables.names}
+                tables = families.get(family)
+                opened = (
+                    {name: stack.enter_context(tables.table(name)) for name in tables.names}
+                    if tables
+                    else {}
+                )
+                if keep is not None:
+                    keep(family, opened)
                 for name, table in opened.items():
                     sizes[family, name] = table.info.entries, table.info.size
                     for owner_and_class, each in _counts(table).items():

@@ -137,6 +137,11 @@ class Report:
     """Age of the oldest, in seconds; 0 when all agrees."""
     named: tuple[Drifting, ...]
     """The oldest first, no more than were asked for."""
+    not_programmed: frozenset[tuple[str, str]] = frozenset()
+    """(namespace, name) of Services with a missing port; all that are wanted while a fault cuts
+    them off."""
+    stale: frozenset[tuple[str, str]] = frozenset()
+    """The same of Services with a stale endpoint."""
 
 
 class Difference(NamedTuple):
@@ -228,8 +233,11 @@ class Drift:
         self._since: dict[Finding, float] = {}
         self._faults: dict[Fault, float] = {}
 
-    def update(self, port: PortKey, wanted: Expected | None, now: float) -> None:
-        """The API's wish for one Service port, None when there is none; compared at once."""
+    def update(self, port: PortKey, wanted: Expected | None, now: float) -> bool:
+        """The API's wish for one Service port, None when there is none; compared at once.
+
+        Returns whether the wish is another one than before.
+        """
         before = self._wanted.pop(port, NOTHING)
         if wanted is not None:
             self._wanted[port] = wanted
@@ -242,9 +250,14 @@ class Drift:
         for other in {self._answering.get(entry, port) for entry in after.entries} - {port}:
             self._compare(other, now)  # what it answered for is wanted now
         self._find_faults(now)
+        return before != after
 
-    def follow(self, now: float) -> None:
-        """Compare again what changed in the kernel since the last time."""
+    def agrees(self, port: PortKey) -> bool:
+        """Whether the kernel holds just what is wanted of a Service port."""
+        return port not in self._found
+
+    def follow(self, now: float) -> set[PortKey]:
+        """Compare again what changed in the kernel since the last time, and return which ports."""
         changes = self._held.take_changes()
         ports: set[PortKey] = set()
         for entry in changes.entries:
@@ -257,6 +270,18 @@ class Drift:
         for port in ports:
             self._compare(port, now)
         self._find_faults(now)
+        return ports
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether anything does, for however short a time."""
+        return bool(self._since or self._faults)
+
+    def ripens(self, confirmed: float) -> float | None:
+        """When the next disagreement will have lasted for the grace period; see `report`."""
+        seen = (*self._since.values(), *self._faults.values())
+        ripe = (first + self._grace for first in seen if confirmed - first < self._grace)
+        return min(ripe, default=None)
 
     def report(self, confirmed: float, most: int) -> Report:
         """What has lasted, and the `most` oldest by name.
@@ -275,15 +300,20 @@ class Drift:
             if confirmed - first >= self._grace
         }
         kinds = Counter(finding.kind for finding in since)
+        cut_off = self._cut_off(faults.keys())
         ages = [*faults.values(), *(confirmed - first for first in since.values())]
         return Report(
             faults=faults,
-            missing_services=max(kinds[Kind.MISSING], self._cut_off(faults.keys())),
+            missing_services=len(
+                cut_off | {finding.port for finding in since if finding.kind is Kind.MISSING}
+            ),
             orphaned_services=kinds[Kind.ORPHANED],
             missing_endpoints=kinds[Kind.MISSING_ENDPOINTS],
             stale_endpoints=kinds[Kind.STALE_ENDPOINTS],
             oldest=max(ages, default=0.0),
             named=_oldest(since, confirmed, most),
+            not_programmed=_services_of(since, Kind.MISSING) | {port[:2] for port in cut_off},
+            stale=_services_of(since, Kind.STALE_ENDPOINTS),
         )
 
     def _wish(self, entries: Iterable[Entry], times: int) -> None:
@@ -293,14 +323,18 @@ class Drift:
             if not self._wishes[entry]:
                 del self._wishes[entry]
 
-    def _cut_off(self, faults: Set[Fault]) -> int:
-        """How many of the wanted Service ports some of their packets do not reach."""
+    def _cut_off(self, faults: Set[Fault]) -> Set[PortKey]:
+        """The wanted Service ports that some of their packets do not reach."""
         if faults - {Fault.NODE_PORTS}:
-            return len(self._wanted)
+            return self._wanted.keys()
         if not faults:
-            return 0
+            return _NOBODY
         place = _SHAPES[self._held.mode].node_ports
-        return sum(any(e.place == place for e in each.entries) for each in self._wanted.values())
+        return {
+            port
+            for port, wanted in self._wanted.items()
+            if any(entry.place == place for entry in wanted.entries)
+        }
 
     def _claim(self, port: PortKey, now: _Claims, at: float) -> None:
         before = self._claims.get(port, _NO_CLAIMS)
@@ -432,6 +466,14 @@ def _stray_name(entry: Entry) -> str:
         return f"{entry.address}:{entry.port}/{entry.protocol}"
     own = stem(entry.target)
     return own.partition("-")[2] or own
+
+
+def _services_of(found: Iterable[Finding], kind: Kind) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        finding.port[:2]
+        for finding in found
+        if finding.kind is kind and isinstance(finding.port, PortKey)
+    )
 
 
 def _oldest(since: Mapping[Finding, float], now: float, most: int) -> tuple[Drifting, ...]:

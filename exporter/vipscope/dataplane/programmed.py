@@ -220,11 +220,26 @@ class Programmed:
         self._changed_stems.clear()
         return changes
 
+    @property
+    def changed(self) -> bool:
+        """Whether `take_changes` has anything to give."""
+        return bool(self._changed_entries or self._changed_stems)
+
+    def retell(self) -> None:
+        """Let `take_changes` tell all that there is: for a join that begins."""
+        self._changed_entries.update(*self._entries.values())
+        self._changed_stems.update(map(stem, self._contents))
+
     # --- as the join asks for it ------------------------------------------------------------------
 
     def holds(self, entry: Entry) -> bool:
         """Whether a way in is there."""
         return entry in self._entries.get(entry.place, ())
+
+    @property
+    def holds_anything(self) -> bool:
+        """Whether it has any way in."""
+        return any(self._entries.values())
 
     def is_empty(self, place: str) -> bool:
         """Whether a place has no way in."""

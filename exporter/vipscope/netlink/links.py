@@ -40,22 +40,25 @@ _GET_ADDRESSES = _HEADER.pack(
 ) + _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
-def exists(device: str) -> bool:
-    """Whether there is a network device of this name."""
+Address = tuple[int, bytes]
+"""A device's index, and an address of it as 4 or 16 bytes."""
+
+
+def index(device: str) -> int:
+    """The index of a network device, 0 when there is none of this name."""
     try:
-        socket.if_nametoindex(device)
+        return socket.if_nametoindex(device)
     except OSError:
-        return False
-    return True
+        return 0
 
 
-def addresses() -> frozenset[bytes]:
-    """All IPv4 and IPv6 addresses of all devices, as 4 and 16 bytes.
+def addresses() -> frozenset[Address]:
+    """All IPv4 and IPv6 addresses of all devices.
 
     Raises BrokenError when the answer cannot be understood or changes at each of several attempts.
     """
     for _ in range(_ATTEMPTS):
-        result: set[bytes] = set()
+        result: set[Address] = set()
         with socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         ) as sock:
@@ -71,12 +74,12 @@ def addresses() -> frozenset[bytes]:
     raise BrokenError(f"the addresses changed during each of {_ATTEMPTS} dumps")
 
 
-def parse(datagram: memoryview) -> tuple[set[bytes], bool, bool]:
+def parse(datagram: memoryview) -> tuple[set[Address], bool, bool]:
     """A datagram's addresses, whether more datagrams follow, whether a change interrupted the dump.
 
     Raises BrokenError on a length that lies, and what an error message says.
     """
-    found: set[bytes] = set()
+    found: set[Address] = set()
     interrupted = False
     offset, end = 0, len(datagram)
     while offset < end:
@@ -90,7 +93,10 @@ def parse(datagram: memoryview) -> tuple[set[bytes], bool, bool]:
             check_error(datagram[offset : offset + length])
             return found, False, interrupted
         if kind == RTM_NEWADDR:
-            found.add(_address(datagram[offset + _BODY : offset + length]))
+            if length < _BODY:
+                raise BrokenError(f"an address of {length} bytes")
+            _, _, _, _, device = _IFADDRMSG.unpack_from(datagram, offset + _HEADER.size)
+            found.add((device, _address(datagram[offset + _BODY : offset + length])))
         offset += (length + 3) & ~3
     return found, True, interrupted
 

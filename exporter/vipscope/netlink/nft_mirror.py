@@ -94,6 +94,11 @@ class Mirror:
         self._depths: dict[str, tuple[int, ...]] = {}
         """Address family -> depths; missing when they have to be walked again."""
 
+    def keep(self, journal: Journal) -> None:
+        """Write into a journal from now on, to which all that is there is new."""
+        self._journal = journal
+        journal.refilled = True
+
     def fill(self, reader: Reader) -> None:
         """Read everything into an empty mirror.
 

@@ -6,26 +6,26 @@ costs nothing further on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from vipscope.dataplane.programmed import ENTRY_CHAINS, Programmed, is_relevant
-from vipscope.netlink.xtables import Tables
+from vipscope.netlink.xtables import Table
 
 TABLES = ("nat", "filter")
 
 
-def refresh(tables: Tables, program: Programmed) -> None:
+def refresh(tables: Mapping[str, Table], program: Programmed) -> None:
     """Bring a program of mode iptables up to what the tables of its family hold.
 
-    Raises BrokenError, OSError; then the program may be half of what it was.
+    Raises BrokenError; then the program may be half of what it was.
     """
     seen: set[tuple[str, str]] = set()
     for name in TABLES:
-        if name in tables.names:
-            with tables.table(name) as table:
-                for chain, rules in table.proxy_rules(partial(is_relevant, name)):
-                    program.put_rules(name, chain, rules)
-                    seen.add((name, chain))
+        if name in tables:
+            for chain, rules in tables[name].proxy_rules(partial(is_relevant, name)):
+                program.put_rules(name, chain, rules)
+                seen.add((name, chain))
     for name, chain in ENTRY_CHAINS - seen:
         program.put_rules(name, chain, None)
     program.keep_chains({chain for name, chain in seen if name == "nat"})
