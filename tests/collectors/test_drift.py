@@ -18,12 +18,14 @@ import pytest
 from tests.dataplane import captured
 from tests.dataplane.captured import PLACES
 from tests.kube.mirror import kubeconfig
+from tests.lab import uml
 from tests.lab.apiserver import ApiServer, Object
 from tests.lab.apiserver import captured as objects
 from tests.lab.namespace import Namespace, requirements
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.collectors.drift import DriftCollector
+from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.collectors.nftables import Nftables
 from vipscope.collectors.xtables import Xtables
 from vipscope.dataplane import expected
@@ -174,6 +176,7 @@ async def site(kernel: Kernel, directory: Path, **settings: Any) -> AsyncIterato
         collectors: list[Collector] = [
             Nftables(chosen, budget, sources),
             Xtables(chosen, budget, sources),
+            IpvsCollector(chosen, budget, sources),
             DriftCollector(chosen, budget, sources),
         ]
         runner = Runner(Node(kernel.node, "6"), collectors, (), budget)
@@ -495,3 +498,60 @@ async def test_without_an_api_server_it_is_absent() -> None:
         await collector.read()
     assert not sources.wanted
     await collector.close()
+
+
+# --- mode ipvs, in User Mode Linux ----------------------------------------------------------------
+
+IPVS = captured.CAPTURES / "ipvs"
+NODE_ADDRESSES = ("192.168.77.13/24", "192.168.79.13/24")
+VIRTUAL_SERVER = f"{port('node3').cluster_ip}:80"
+LOST = {
+    "virtual server": f"ipvsadm -D -t {VIRTUAL_SERVER}",
+    "real server": f"ipvsadm -d -t {VIRTUAL_SERVER} -r {port('node3').cluster[0]}",
+    "flush": "ipvsadm -C",
+}
+
+
+def times_in_ipvs(directory: Path) -> dict[str, tuple[float, Drift]]:
+    """What is lost in the present kernel -> how long until it was named, and as what.
+
+    Raises AssertionError when anything else is named, or stays so after it was mended.
+    """
+    restore = "ipvsadm -C; ipvsadm -R"
+    kernel = Kernel("node3", [(restore, (IPVS / "ipvs.save").read_text())], LOST)
+    names = {
+        "virtual server": lambda record: _names(record, "missing") == {SERVICE},
+        "real server": lambda record: _names(record, "missing_endpoints") == {SERVICE},
+        "flush": lambda record: "empty" in record.faults,
+    }
+    found = {}
+
+    async def test() -> None:
+        async with site(kernel, directory) as running:
+            await asyncio.sleep(GRACE + 2)
+            assert is_clear(running.record()), running.record()
+            for lost, script in LOST.items():
+                began = time.monotonic()
+                await asyncio.to_thread(_run, script)
+                record = await running.within(names[lost], 20)
+                found[lost] = (time.monotonic() - began, record)
+                await running.mended()
+
+    for address in NODE_ADDRESSES:
+        _run(f"ip address add {address} dev lo")
+    addresses = re.findall(r"[0-9.]+/32", (IPVS / "kube-ipvs0.txt").read_text())
+    batch = "".join(f"address add {address} dev kube-ipvs0\n" for address in addresses)
+    _run("ip -batch -", batch)
+    asyncio.run(test())
+    return found
+
+
+@pytest.mark.skipif(uml.available() is not None, reason=uml.available() or "")
+def test_what_is_lost_in_mode_ipvs_is_named_within_the_grace_period_and_three_seconds(
+    tmp_path: Path,
+) -> None:
+    found = uml.call(times_in_ipvs, tmp_path, kube_ipvs0=True, timeout=110)
+    assert found.keys() == LOST.keys()
+    for seconds, record in found.values():
+        assert record.mode == "ipvs"
+        assert GRACE < seconds < LIMIT
