@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-BURST = 3.0
-"""CPU seconds that may be saved up: more than the first read of 205,000 rules costs, so that the
-changes that follow it are not delayed."""
+BURST = 6.0
+"""CPU seconds that may be saved up: more than the first read and comparison of 205,000 rules cost,
+so that the changes that follow them are not delayed."""
 
 
 class Budget:

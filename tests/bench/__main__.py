@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tests.bench import exporter, ipvs, nftables, xtables
+from tests.bench import drift, exporter, ipvs, kube, nftables, node, xtables
 from tools.generate import README, replace_region
 
 HEAD = "| what | measured | other tool | ratio | bound | met |\n|---|---|---|---|---|---|\n"
@@ -174,11 +174,34 @@ def exporter_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def drift_rows() -> list[Row]:
+    """Following the API and comparing it with the kernel."""
+    api, compared, process = kube.measure(), drift.measure()["iptables"], node.measure()
+    endpoints = f"{drift.SERVICES:,} Services, {drift.SERVICES * drift.ENDPOINTS:,} endpoints"
+    event = api["event_cpu_seconds"] + compared["slice_event"]
+    return [
+        Row(
+            f"first list and comparison, {endpoints}",
+            api["list_cpu_seconds"] + compared["first_join"], 2.5, _cpu,
+        ),
+        Row(
+            f"one event of a slice of {drift.SLICE_ENDPOINTS} endpoints, compared", event, 0.001,
+            _cpu,
+        ),
+        Row("1,000 such events", 1000 * event, 1.0, _cpu),
+        Row(
+            "resident memory of the node role with drift, peak", process["resident_peak"],
+            200 * MEBIBYTE, _mebibytes,
+        ),
+    ]  # fmt: skip
+
+
 BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "nftables": nftables_rows,
     "xtables": xtables_rows,
     "exporter": exporter_rows,
     "ipvs": ipvs_rows,
+    "drift": drift_rows,
 }
 
 

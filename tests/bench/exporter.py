@@ -91,10 +91,10 @@ def measure() -> Measurement:
             for _ in range(BLOCKS):
                 slow += large.call(_scrape_seconds)
                 fast += small.call(_scrape_seconds)
-            resident = _status(process.pid, "VmRSS")
+            resident = status(process.pid, "VmRSS")
             at_rest = large.call(_at_rest, process.pid)
             thousand, all_changes = large.call(_resident_over_changes, process.pid)
-            peak = _status(process.pid, "VmHWM")
+            peak = status(process.pid, "VmHWM")
     return {
         "scrape_p50_seconds": statistics.median(slow),
         "scrape_p99_seconds": _p99(slow),
@@ -115,7 +115,7 @@ def _p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100)[98]
 
 
-def _status(pid: int, field: str) -> int:
+def status(pid: int, field: str) -> int:
     """VmRSS or VmHWM of a process, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -123,7 +123,7 @@ def _status(pid: int, field: str) -> int:
     raise LookupError(field)
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -222,12 +222,12 @@ def _receive(scraper: socket.socket) -> None:
 def _at_rest(pid: int) -> float:
     """Share of one core that the process takes, scraped now and then."""
     with socket.create_connection(("127.0.0.1", PORT)) as scraper:
-        started, before = time.monotonic(), _cpu_seconds(pid)
+        started, before = time.monotonic(), cpu_seconds(pid)
         while (elapsed := time.monotonic() - started) < REST:
             scraper.sendall(REQUEST)
             _receive(scraper)
             time.sleep(SCRAPE_INTERVAL)
-        return (_cpu_seconds(pid) - before) / elapsed
+        return (cpu_seconds(pid) - before) / elapsed
 
 
 def _resident_over_changes(pid: int) -> tuple[int, int]:
@@ -239,7 +239,7 @@ def _resident_over_changes(pid: int) -> tuple[int, int]:
             _commit(netlink, chain, add=number % 2 == 1)
             if number in (1000, CHANGES):
                 time.sleep(SETTLE)
-                resident.append(_status(pid, "VmRSS"))
+                resident.append(status(pid, "VmRSS"))
     return resident[0], resident[1]
 
 
