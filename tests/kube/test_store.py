@@ -36,12 +36,13 @@ from vipscope.cluster import (
     ServiceStatus,
 )
 from vipscope.dataplane.desired import SERVICE_NAME_LABEL, service_of_slice
+from vipscope.dataplane.top import HALF_LIFE, Top
 from vipscope.diagnosis import unroutable as diagnosis
 from vipscope.diagnosis.unroutable import Unroutable
 from vipscope.kube import resolver as resolver_module
 from vipscope.kube import troubles as troubles_module
 from vipscope.kube.census import Census, service_type, topology_mode
-from vipscope.kube.churn import CHANGES, HALF_LIFE, REST, Churn, TopServices, endpoint_changes
+from vipscope.kube.churn import CHANGES, REST, Churn, endpoint_changes
 from vipscope.kube.client import Client
 from vipscope.kube.errors import Reason
 from vipscope.kube.meter import Meter
@@ -352,7 +353,7 @@ def test_a_slice_without_endpoints_may_be_null_in_the_api() -> None:
 
 
 def test_a_first_list_counts_nothing_and_a_later_one_what_it_changes() -> None:
-    churn = Churn(TopServices(5, ()))
+    churn = Churn(Top(5, (), REST))
     churn.listed([Change(None, piece(endpoint(1)), 100)], first=True)
     assert churn.events.total() == churn.bytes == churn.changes.total() == 0
     churn.listed([Change(piece(endpoint(1)), piece(endpoint(1, UNREADY)), 70)], first=False)
@@ -364,7 +365,7 @@ def test_a_first_list_counts_nothing_and_a_later_one_what_it_changes() -> None:
 
 
 def test_what_happens_to_endpoints_of_no_service_is_in_the_rest() -> None:
-    churn = Churn(TopServices(5, ()))
+    churn = Churn(Top(5, (), REST))
     churn.changed(Change(None, piece(endpoint(1), of=None), 30))
     assert churn.by_service.counts == {REST: 1}
 
@@ -373,7 +374,7 @@ A, B, C = ("a", "a"), ("a", "b"), ("a", "c")
 
 
 def test_the_busier_service_takes_the_place_of_the_idlest() -> None:
-    top = TopServices(2, (A, B, C))
+    top = Top(2, (A, B, C), REST)
     top.add(A, 3)
     top.add(B, 4)
     top.add(C, 6)
@@ -388,7 +389,7 @@ def test_the_busier_service_takes_the_place_of_the_idlest() -> None:
 
 def test_what_a_service_did_fades() -> None:
     now = 0.0
-    top = TopServices(1, (A, B), clock=lambda: now)
+    top = Top(1, (A, B), REST, clock=lambda: now)
     top.add(A, 8)
     for _ in range(3):
         now += HALF_LIFE
@@ -401,7 +402,7 @@ def test_what_a_service_did_fades() -> None:
 
 def test_a_counter_of_a_service_that_is_gone_is_forgotten_once_it_is_not_shown() -> None:
     now = 0.0
-    top = TopServices(1, {B}, clock=lambda: now)
+    top = Top(1, {B}, REST, clock=lambda: now)
     top.add(A, 1)
     top.add(B, 3)
     assert top.counts == {REST: 0, B: 3}
@@ -413,7 +414,7 @@ def test_a_counter_of_a_service_that_is_gone_is_forgotten_once_it_is_not_shown()
 
 
 def test_without_a_counter_to_spare_all_is_the_rest() -> None:
-    top = TopServices(0, ())
+    top = Top(0, (), REST)
     top.add(A, 1)
     assert top.counts == {REST: 1}
 
@@ -433,7 +434,7 @@ def test_no_series_goes_back_and_no_change_is_lost(
 ) -> None:
     now = 0.0
     names = {key for key, _, _ in steps}
-    top = TopServices(most, names, clock=lambda: now)
+    top = Top(most, names, REST, clock=lambda: now)
     last: Counter[Key] = Counter()
     for service_key, changes, passes in steps:
         now += passes
@@ -453,7 +454,7 @@ class Watched:
 
     def __init__(self, client: Client, server: ApiServer) -> None:
         self.server = server
-        self.churn = Churn(TopServices(1000, ()))
+        self.churn = Churn(Top(1000, (), REST))
         self.reflector = Reflector(client, PROXIED_SLICES, self.churn, sleep=self._sleep)
 
     async def _sleep(self, _: float) -> None:

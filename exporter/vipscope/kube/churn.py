@@ -6,20 +6,18 @@ while nobody watched: it counts as if each object had changed at once.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vipscope.cluster import EndpointConditions, EndpointSlice
 from vipscope.dataplane.desired import service_of_slice
+from vipscope.dataplane.top import Top
 from vipscope.kube.reflector import Change, Key
 
 EVENTS: Final = ("added", "modified", "deleted")
 CHANGES: Final = ("added", "removed", "ready", "unready", "terminating")
 REST: Final[Key] = ("", "")
-HALF_LIFE: Final = 300.0
-"""Seconds after which what a Service did counts half in the choice of those with a counter."""
 
 Identity = tuple[str, str]
 """An endpoint's first address and its Pod's uid: another Pod may get the address."""
@@ -28,7 +26,7 @@ Identity = tuple[str, str]
 class Churn:
     """A handler that counts what happens to EndpointSlices."""
 
-    def __init__(self, by_service: TopServices) -> None:
+    def __init__(self, by_service: Top[Key]) -> None:
         self.events = Counter(dict.fromkeys(EVENTS, 0))
         self.bytes = 0
         """Of all events."""
@@ -95,68 +93,3 @@ def _transition(was: EndpointConditions, conditions: EndpointConditions) -> str:
     if ready == (was.ready is not False):
         return ""
     return "ready" if ready else "unready"
-
-
-class TopServices:
-    """Counters for the Services that change most, and one for all others, none of which shrinks.
-
-    A Service gets a counter while there is one to spare, or when lately it changed more than twice
-    as much as the idlest that has one, whose place it takes. A counter begins with what comes then:
-    what was before is in the rest and stays there. One that comes back goes on at the value that it
-    had. So no change is in two counters, and the sum of their rates is the rate of all changes.
-    """
-
-    def __init__(
-        self,
-        most: int,
-        exists: Container[Key],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._most = most
-        self._exists = exists
-        """The Services that there are; counters of others are forgotten once they are not shown."""
-        self._clock = clock
-        self._faded = clock()
-        self._scores: Counter[Key] = Counter()
-        """Service -> changes, halved every `HALF_LIFE`."""
-        self._counts: dict[Key, int] = {}
-        """Of all that are shown or may be again."""
-        self._shown: set[Key] = set()
-        self._rest = 0
-
-    @property
-    def counts(self) -> Mapping[Key, int]:
-        """(namespace, name) -> changes; `REST` for all others."""
-        return {REST: self._rest} | {key: self._counts[key] for key in self._shown}
-
-    def add(self, service: Key, changes: int) -> None:
-        """Count changes of a Service; `REST` for those of none."""
-        if self._clock() - self._faded >= HALF_LIFE:
-            self._fade()
-        if service != REST:
-            self._scores[service] += changes
-            if service in self._shown or self._gets_in(service):
-                self._counts[service] += changes
-                return
-        self._rest += changes
-
-    def _gets_in(self, service: Key) -> bool:
-        """Give a Service a counter if it is worth one; whether it is."""
-        if len(self._shown) >= self._most:
-            idlest = min(self._shown, key=lambda key: self._scores[key], default=service)
-            if self._scores[service] <= 2 * self._scores[idlest]:
-                return False
-            self._shown.remove(idlest)
-        self._shown.add(service)
-        self._counts.setdefault(service, 0)
-        return True
-
-    def _fade(self) -> None:
-        """Halve the scores, and forget what has become nothing."""
-        self._faded = self._clock()
-        self._scores = Counter({key: n // 2 for key, n in self._scores.items() if n > 1})
-        self._counts = {
-            key: count
-            for key, count in self._counts.items()
-            if key in self._shown or key in self._exists
-        }

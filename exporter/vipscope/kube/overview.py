@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from vipscope.dataplane.top import Top
 from vipscope.kube.census import Census
-from vipscope.kube.churn import Churn, TopServices
+from vipscope.kube.churn import REST, Churn
 from vipscope.kube.meter import Meter
 from vipscope.kube.pods import LEAN_PODS
 from vipscope.kube.resolver import Resolver
@@ -34,7 +35,7 @@ class Overview:
         meter: Meter,
     ) -> None:
         store, self._census = Store(), Census()
-        self._churn = Churn(TopServices(top_services, store.services))
+        self._churn = Churn(Top(top_services, store.services, REST))
         self._troubles = Troubles(store, pending_after)
         self._resolver = resolver
         """None: names are not looked up."""
