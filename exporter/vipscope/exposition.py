@@ -215,6 +215,15 @@ def _drift(out: _Families, drift: Drift) -> None:
         out.add(m.SERVICE_UNROUTABLE, *port, value=1)
     for reason, count in sorted(drift.unroutable_services.items()):
         out.add(m.UNROUTABLE_SERVICES, reason, value=count)
+    _traffic(out, drift)
+
+
+def _traffic(out: _Families, drift: Drift) -> None:
+    """What the node's program does, beside how right it is."""
+    for key, connections in sorted((drift.new_connections or {}).items()):
+        out.add(m.NEW_CONNECTIONS, *key, value=connections)
+    for key, ratio in sorted((drift.imbalance or {}).items()):
+        out.add(m.IMBALANCE, *key, value=ratio)
     out.add(m.SAME_ZONE, value=drift.same_zone_ratio)
     for metric, histogram in (
         (m.PROGRAMMING_LATENCY, drift.since_change),

@@ -468,6 +468,19 @@ PROGRAMMING_LATENCY_FROM_EVENT = Metric(
     "The same from when this node heard of the change: kube-proxy's own part.",
     (), "node", DRIFT,
 )  # fmt: skip
+NEW_CONNECTIONS = Metric(
+    "vipscope_service_new_connections_total", "counter",
+    "New connections of the busiest Service ports, by the rules' own packet counters; Service \"\" "
+    "is all others. What a chain counted between the last look and its being rewritten is not "
+    "known. Mode iptables only.",
+    ("namespace", "service", "port"), "node", DRIFT,
+)  # fmt: skip
+IMBALANCE = Metric(
+    "vipscope_service_backend_imbalance_ratio", "gauge",
+    "The busiest backend's new connections over the mean of all of the Service port's, of the "
+    "busiest Service ports, lately. Mode iptables only.",
+    ("namespace", "service", "port"), "node", DRIFT,
+)  # fmt: skip
 SAME_ZONE = Metric(
     "vipscope_backend_same_zone_ratio", "gauge",
     "Share of the endpoints that this node sends to which are in its own zone.",

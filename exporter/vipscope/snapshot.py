@@ -288,6 +288,11 @@ class Drift:
     """No more of a reason than have series of their own."""
     unroutable_services: Mapping[str, int]
     """Reason that this node can tell -> Services with a port of that reason."""
+    new_connections: Mapping[tuple[str, str, str], int] | None
+    """(namespace, service, port) -> connections seen since the start, of the busiest; ("", "", "")
+    for all others. None in modes whose rules do not count; so is the next."""
+    imbalance: Mapping[tuple[str, str, str], float] | None
+    """(namespace, service, port) -> the busiest backend's connections over the mean."""
     same_zone_ratio: float | None
     """Share of the endpoints that are in the node's own zone; None without a zone or endpoints."""
     since_change: Histogram | None

@@ -15,6 +15,7 @@ from typing import Literal
 
 from vipscope.dataplane.desired import Family
 from vipscope.dataplane.programmed import Mode, Programmed
+from vipscope.dataplane.traffic import Traffic
 
 Backend = Literal["nft", "legacy", "ipvs"]
 
@@ -44,6 +45,8 @@ class Source:
         self.doubted: float | None = None
         """When, by the monotonic clock, the comparison wants to know whether it is still so,
         although nothing shows a change. None: it does not."""
+        self.traffic = Traffic()
+        """What the rules of mode iptables have counted. Under the lock."""
         self.node_addresses: Mapping[Family, frozenset[str]] = {}
         """Mode ipvs: the addresses on which it programs node ports."""
         self._news = news

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,6 +24,8 @@ from tests.lab.apiserver import ApiServer, Object
 from tests.lab.apiserver import captured as objects
 from tests.lab.namespace import Namespace, requirements
 from vipscope.budget import Budget
+from vipscope.collectors import nftables as nftables_collector
+from vipscope.collectors import xtables as xtables_collector
 from vipscope.collectors.base import Collector
 from vipscope.collectors.drift import DriftCollector
 from vipscope.collectors.ipvs import IpvsCollector
@@ -555,3 +558,74 @@ def test_what_is_lost_in_mode_ipvs_is_named_within_the_grace_period_and_three_se
     for seconds, record in found.values():
         assert record.mode == "ipvs"
         assert GRACE < seconds < LIMIT
+
+
+# --- what the rules count -------------------------------------------------------------------------
+
+
+def _connect(address: str, times: int) -> None:
+    """Ask for so many connections; where they lead nobody answers."""
+    for _ in range(times):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            client.connect_ex((address, 80))
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_new_connections_are_those_that_the_rules_have_counted(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nftables_collector, "LEAST_SECONDS", 0.2)
+    monkeypatch.setattr(xtables_collector, "RECOUNT_SHARE", 1.0)
+    key = (*SERVICE, "http")
+
+    def counted_by_the_kernel(address: str) -> int:
+        saved = _output(f"iptables-{backend}-save -c -t nat")
+        (packets,) = re.findall(rf"\[(\d+):\d+\] -A KUBE-SERVICES -d {address}/32", saved)
+        return int(packets)
+
+    async def test() -> None:
+        async with site(KERNELS[f"iptables, {backend}"](), tmp_path) as running:
+            # Somewhere to go: otherwise the packets stop before they pass any rule.
+            _run("ip link add out type veth peer name in; ip link set in up; ip link set out up")
+            _run("ip address add 192.0.2.1/24 dev out; ip route add default dev out")
+
+            async def shows(connections: int) -> Drift:
+                return await running.within(
+                    lambda record: (record.new_connections or {}).get(key) == connections, 20
+                )
+
+            await asyncio.sleep(3)
+            address = port("node1").cluster_ip
+            await asyncio.to_thread(_connect, address, 200)
+            first = counted_by_the_kernel(address)
+            assert first > 100
+            record = await shows(first)
+            assert sum((record.new_connections or {}).values()) == first
+            await asyncio.sleep(3)  # its backends are watched from now on
+            await asyncio.to_thread(_connect, address, 200)
+            second = counted_by_the_kernel(address)
+            await shows(second)
+            record = await running.within(lambda record: record.imbalance, 20)
+            assert record.imbalance is not None
+            assert 1.0 <= record.imbalance[key] < 1.6
+            # Written anew, the counters begin at nothing; what was counted stays.
+            await running.restore()
+            await asyncio.sleep(3)
+            await asyncio.to_thread(_connect, address, 7)
+            await shows(second + counted_by_the_kernel(address))
+
+    in_namespace(test)
+
+
+def _output(command: str) -> str:
+    return subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
+
+
+def test_in_mode_nftables_rules_count_nothing_and_so_it_is_absent(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site(_nftables(), tmp_path) as running:
+            assert running.record().new_connections is None
+            assert running.record().imbalance is None
+
+    in_namespace(test)

@@ -19,6 +19,7 @@ from vipscope.dataplane.desired import Place, PortKey, desired_ports
 from vipscope.dataplane.drift import Drifting, Kind, Report
 from vipscope.dataplane.latency import ProgrammingLatency
 from vipscope.dataplane.programmed import Mode
+from vipscope.dataplane.service_traffic import ServiceTraffic
 from vipscope.diagnosis.unroutable import Reason, no_local_endpoints
 from vipscope.kube.meter import Meter
 from vipscope.settings import Settings
@@ -61,6 +62,8 @@ class DriftCollector(Collector):
         self._meter = Meter()
         self._proxied: Proxied | None = None
         self._latency = ProgrammingLatency()
+        self._traffic: ServiceTraffic | None = None
+        """None in modes whose rules do not count."""
         self._chosen: tuple[Source, Mode] | None = None
         """What was compared last; it stays so when all of it is gone."""
         self._comparison: Comparison | None = None
@@ -204,6 +207,8 @@ class DriftCollector(Collector):
             for wish in waiting:
                 self._latency.expect(wish.key, wish.triggers)
             self._latency.settle(comparison.agrees, comparison.ports_of)
+            if self._traffic is not None:
+                self._traffic.take(comparison, source.traffic)
             confirmed = now if source.confirmed is None else source.confirmed
             report = comparison.report(confirmed, self.settings.top_services)
             source.doubted = comparison.ripens(confirmed)
@@ -212,6 +217,10 @@ class DriftCollector(Collector):
     def _begin(self, source: Source, mode: Mode) -> Comparison:
         self._latency.forget()
         self._local.clear()
+        if mode != "iptables":
+            self._traffic = None
+        elif self._traffic is None:
+            self._traffic = ServiceTraffic(self.settings.top_services)
         programs = {
             family: program for (of, family), program in source.programs.items() if of == mode
         }
@@ -255,6 +264,8 @@ class DriftCollector(Collector):
                 NOT_PROGRAMMED: len(report.not_programmed),
                 STALE_BACKENDS: len(report.stale),
             },
+            new_connections=self._traffic.connections if self._traffic else None,
+            imbalance=self._traffic.imbalance if self._traffic else None,
             same_zone_ratio=comparison.same_zone_ratio if self._place.zone else None,
             since_change=self._latency.since_change.histogram() if commits else None,
             since_event=self._latency.since_event.histogram() if commits else None,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
+from vipscope.dataplane.traffic import LEAST_SECONDS, SHARE
 from vipscope.netlink.nf_tables import Reader, present
 from vipscope.netlink.nfnetlink import InterruptedDumpError
 from vipscope.netlink.nft_held import Held
@@ -83,6 +84,8 @@ class Nftables(Collector):
         self._quiet_since = 0.0
         self._full_read_at = 0.0
         self._expiring_read_at = 0.0
+        self._counters_due = 0.0
+        """Monotonic time of the next look at the rules' packet counters."""
         self._transactions: Counter[str] = Counter()
         self._changes: Counter[tuple[str, str]] = Counter()
         self._resyncs: Counter[str] = Counter()
@@ -157,6 +160,8 @@ class Nftables(Collector):
                 agreed = None
             if agreed is not None:
                 self._record = agreed
+                if solvent and self._compares:
+                    self._read_counters(sockets)
                 return agreed
             self._take_notifications(sockets)
         # Commits without a pause: what was true last stays, and its age grows.
@@ -225,6 +230,19 @@ class Nftables(Collector):
         if self._held.unread:
             with self.sources.lock:
                 self._held.refresh(sockets.reader, self._mirror)
+
+    def _read_counters(self, sockets: _Sockets) -> None:
+        """Read the rules' packet counters, as often as their cost allows."""
+        if time.monotonic() < self._counters_due:
+            return
+        before = time.thread_time()
+        try:
+            with self.sources.lock:
+                self._held.read_counters(sockets.reader, self._mirror, self.source.traffic)
+        except InterruptedDumpError:
+            sockets.renew_reader()  # what was read of other chains stands; the next time is soon
+        cost = time.thread_time() - before
+        self._counters_due = time.monotonic() + max(LEAST_SECONDS, cost / SHARE)
 
     def _read_all(self, sockets: _Sockets) -> None:
         reason = self._lost

@@ -93,6 +93,8 @@ class Xtables(Collector):
         """Keep kube-proxy's program, for the comparison with the API."""
         with self.sources.lock:
             xt_held.refresh(tables, self._held["iptables", family])
+            if "nat" in tables:
+                xt_held.read_counters(tables["nat"], family, self.source.traffic)
 
     def _is_due(self, sizes: Sizes) -> bool:
         return (

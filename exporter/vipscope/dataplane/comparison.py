@@ -10,7 +10,7 @@ from vipscope.dataplane import expected
 from vipscope.dataplane.desired import DesiredPort, Family, PortKey
 from vipscope.dataplane.drift import GRACE, Drift, Report
 from vipscope.dataplane.expected import Expected
-from vipscope.dataplane.programmed import Mode, Programmed
+from vipscope.dataplane.programmed import Destination, Mode, Programmed
 
 ServiceKey = tuple[str, str]
 """Namespace and name."""
@@ -74,6 +74,14 @@ class Comparison:
     def ports_of(self, service: ServiceKey) -> Iterable[PortKey]:
         """A Service's ports that the node should know, each in each of its families."""
         return self._ports.get(service, ())
+
+    def owner(self, family: Family, destination: Destination) -> PortKey | None:
+        """The one Service port that a destination belongs to."""
+        return self._drifts[family].owner(destination)
+
+    def chains(self, port: PortKey) -> Iterable[str]:
+        """A Service port's chains that spread connections over its endpoints."""
+        return self._drifts[port.family].chains(port)
 
     def agrees(self, service: ServiceKey) -> bool:
         """Whether the kernel holds just what it should of a Service."""

@@ -252,6 +252,15 @@ class Drift:
         self._find_faults(now)
         return before != after
 
+    def owner(self, destination: Destination) -> PortKey | None:
+        """The one Service port that a destination belongs to."""
+        owners = self._by_destination.get(destination, _NOBODY)
+        return next(iter(owners)) if len(owners) == 1 else None
+
+    def chains(self, port: PortKey) -> Iterable[str]:
+        """A Service port's chains that spread connections over its endpoints."""
+        return self._wanted.get(port, NOTHING).backends
+
     def agrees(self, port: PortKey) -> bool:
         """Whether the kernel holds just what is wanted of a Service port."""
         return port not in self._found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vipscope.dataplane.programmed import ProxyRule
+from vipscope.dataplane.traffic import CountedRule
 from vipscope.netlink import nft_program, nft_rule
 from vipscope.netlink.nfnetlink import (
     HEADER,
@@ -285,6 +286,15 @@ class Reader:
         body = string_attribute(1, table) + string_attribute(2, chain)
         dump = self._socket.dump(Get.RULE, family, body)
         return [decoder.decode(payload) for _, _, payload in dump]
+
+    def counted_rules(
+        self, decoder: nft_program.Decoder, family: int, table: str, chain: str
+    ) -> list[CountedRule]:
+        """Those rules of a chain that have a packet counter. Raises InterruptedDumpError."""
+        body = string_attribute(1, table) + string_attribute(2, chain)
+        dump = self._socket.dump(Get.RULE, family, body)
+        rules = [decoder.counted(payload) for _, _, payload in dump]
+        return [each for each in rules if each is not None]
 
     def sets(self) -> list[SetHead]:
         """Every set and map of every table. Raises InterruptedDumpError."""

@@ -20,6 +20,7 @@ from vipscope.dataplane.programmed import (
     content,
     is_relevant,
 )
+from vipscope.dataplane.traffic import WAYS_IN, Traffic
 from vipscope.netlink.nf_tables import Reader
 from vipscope.netlink.nfnetlink import GoneError
 from vipscope.netlink.nft_mirror import Journal, Mirror
@@ -70,6 +71,19 @@ class Held:
         for key in [*self.journal.sets]:
             self._read_set(reader, mirror, key)
             self.journal.sets.discard(key)
+
+    def read_counters(self, reader: Reader, mirror: Mirror, traffic: Traffic) -> None:
+        """Read the packet counters of mode iptables. Raises InterruptedDumpError, BrokenError."""
+        for family, label in FAMILIES.items():
+            for name in WAYS_IN:
+                if mirror.has_chain(family, "nat", name):
+                    rules = reader.counted_rules(self._decoders[family], family, "nat", name)
+                    traffic.read_ways_in((label, name), rules)
+            for chain in traffic.watched:
+                if chain[0] == label and mirror.has_chain(family, "nat", chain[1]):
+                    decoder = self._decoders[family]
+                    rules = reader.counted_rules(decoder, family, "nat", chain[1])
+                    traffic.read_backends(chain, rules)
 
     def _mark_all(self, mirror: Mirror) -> None:
         """Everything that is there has to be read; what is not there any more is gone."""

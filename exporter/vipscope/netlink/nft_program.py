@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple
 
 from vipscope.dataplane.expected import Entry
 from vipscope.dataplane.programmed import LOOKUP, ProxyRule
+from vipscope.dataplane.traffic import CountedRule
 from vipscope.netlink.extensions import (
     AFFINITY_MATCH,
     MATCHES_OF_DESTINATION,
@@ -25,7 +26,7 @@ from vipscope.netlink.extensions import (
     protocol_name,
     translation,
 )
-from vipscope.netlink.nfnetlink import ATTRIBUTE_TYPE, attributes, text
+from vipscope.netlink.nfnetlink import ATTRIBUTE_TYPE, attributes, number, text
 from vipscope.snapshot import BrokenError
 
 ANONYMOUS: Final = f"{LOOKUP}__"
@@ -44,6 +45,7 @@ _PROTOCOL_AT = {2: (9, 10), 10: (6, 7)}
 _PORT_AT = 2, 4
 """Of the destination in the headers of tcp, udp and sctp."""
 _NETWORK, _TRANSPORT = 1, 2  # NFT_PAYLOAD_*_HEADER
+_HANDLE = 3  # NFTA_RULE_HANDLE
 _L4PROTO = 16  # NFT_META_L4PROTO
 _JUMPS = (-3, -4)  # NFT_JUMP, NFT_GOTO
 _DROP = 0  # NF_DROP
@@ -87,6 +89,8 @@ class _Plan:
     """Revision and data of iptables' target DNAT."""
     endpoint: tuple[Span, Span | None] | None = None
     """Address and port that nft's own statement translates to."""
+    packets: Span | None = None
+    """The packet counter; not among `spans`, for it tells nothing of what the rule does."""
 
     def spans(self) -> Iterator[Span]:
         """All that is read."""
@@ -110,10 +114,10 @@ class _Plan:
             address = None
         elif self.address is not None:
             address = socket.inet_ntop(ADDRESS_FAMILIES[self.family], _cut(message, self.address))
-        number = _number(message, self.protocol) if self.protocol else 0
+        protocol = _number(message, self.protocol) if self.protocol else 0
         return ProxyRule(
             address,
-            protocol_name(number),
+            protocol_name(protocol),
             port or 0,
             self._target(message),
             self._endpoint(message),
@@ -153,20 +157,31 @@ class Decoder:
 
     def decode(self, message: memoryview) -> ProxyRule:
         """A rule message's attributes -> ProxyRule. Raises BrokenError."""
+        return self._plan(message).rule(message)
+
+    def counted(self, message: memoryview) -> CountedRule | None:
+        """The same with its packet counter; None when it has none. Raises BrokenError."""
+        plan = self._plan(message)
+        if plan.packets is None:
+            return None
+        handle = next((number(value) for kind, value in attributes(message) if kind == _HANDLE), 0)
+        return CountedRule(plan.rule(message), handle, _number(message, plan.packets))
+
+    def _plan(self, message: memoryview) -> _Plan:
         plans = self._plans.get(len(message))
         if plans is not None:
             whole = int.from_bytes(message, "little")
             for mask, same, plan in plans:
                 if whole & mask == same:
-                    return plan.rule(message)
+                    return plan
         survey = _Survey(self._family, message)
-        rule = survey.plan.rule(message)
+        survey.plan.rule(message)  # what cannot be read is not kept
         if self._known < MOST_PLANS:
             self._known += 1
             mask = survey.mask()
             same = int.from_bytes(message, "little") & mask
             self._plans.setdefault(len(message), []).append((mask, same, survey.plan))
-        return rule
+        return survey.plan
 
 
 class _Loaded(NamedTuple):
@@ -232,6 +247,7 @@ class _Survey:
                 self._look_up(parts)
             case b"counter":
                 self._free += parts.values()
+                self.plan.packets = parts.get(2)  # NFTA_COUNTER_PACKETS
             case b"match":
                 self._match(parts)
             case b"numgen" | b"ct" | b"fib" | b"hash" | b"rt" | b"socket":

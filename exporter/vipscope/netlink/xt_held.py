@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from vipscope.dataplane.desired import Family
 from vipscope.dataplane.programmed import ENTRY_CHAINS, Programmed, is_relevant
+from vipscope.dataplane.traffic import WAYS_IN, Traffic
 from vipscope.netlink.xtables import Table
 
 TABLES = ("nat", "filter")
@@ -29,3 +31,13 @@ def refresh(tables: Mapping[str, Table], program: Programmed) -> None:
     for name, chain in ENTRY_CHAINS - seen:
         program.put_rules(name, chain, None)
     program.keep_chains({chain for name, chain in seen if name == "nat"})
+
+
+def read_counters(table: Table, family: Family, traffic: Traffic) -> None:
+    """Read the packet counters of the table nat. Raises BrokenError."""
+    watched = {name for of, name in traffic.watched if of == family}
+    for name, rules in table.counted_rules(lambda name: name in WAYS_IN or name in watched):
+        if name in WAYS_IN:
+            traffic.read_ways_in((family, name), rules)
+        else:
+            traffic.read_backends((family, name), rules)

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Final
 
 from vipscope.dataplane.programmed import ProxyRule
+from vipscope.dataplane.traffic import CountedRule
 from vipscope.netlink.extensions import (
     AFFINITY_MATCH,
     MATCHES_OF_DESTINATION,
@@ -123,6 +124,8 @@ _EXTENSION = struct.Struct("=H29sB")
 """Head of `struct xt_entry_match` and `struct xt_entry_target`: size, name, revision."""
 _VERDICT = struct.Struct("=i")
 _PROTOCOL = struct.Struct("=H")
+_COUNTERS = struct.Struct("=QQ")
+"""`struct xt_counters`: packets, bytes."""
 _INVERTED = 0x10 | 0x40
 """IPT_INV_DSTIP and XT_INV_PROTO, alike in both families."""
 _OFFSETS = struct.Struct("=HH")
@@ -236,6 +239,23 @@ class Table:
                     end = at + self._step(at)
                     rules.append(self._proxy_rule(self._words[at:end].tobytes(), end * 4))
                     at = end
+                yield name, rules
+
+    def counted_rules(
+        self, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, list[CountedRule]]]:
+        """The same with each rule's packet counter, with which its header ends."""
+        at = self._layout.header - _COUNTERS.size
+        for index, name in enumerate(self._names):
+            if wanted(name):
+                start = self._starts[index]
+                rules = []
+                for _ in range(self._rules[index]):
+                    end = start + self._step(start)
+                    entry = self._words[start:end].tobytes()
+                    packets, _ = _COUNTERS.unpack_from(entry, at)
+                    rules.append(CountedRule(self._proxy_rule(entry, end * 4), 0, packets))
+                    start = end
                 yield name, rules
 
     def _find_base_chains(self) -> tuple[int, int]:
