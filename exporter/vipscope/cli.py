@@ -11,13 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from vipscope import __version__, logs
+from vipscope import __version__, logs, tracer
 from vipscope.budget import Budget
 from vipscope.collectors import ALL
+from vipscope.diagnosis.findings import as_json, as_text
 from vipscope.exposition import Exposition
 from vipscope.runner import Runner
 from vipscope.server import ListenError, Server
-from vipscope.settings import Settings, SettingsError, load
+from vipscope.settings import Settings, SettingsError, load, load_trace
 from vipscope.snapshot import Node
 from vipscope.sources import Sources
 
@@ -58,7 +59,15 @@ def serve(arguments: Sequence[str]) -> int:
         return runner.run(_serve(settings))
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"serve": serve}
+def trace(arguments: Sequence[str]) -> int:
+    """Print a Service's way on this node; 0 when it is clear."""
+    settings = load_trace(arguments, os.environ)
+    report = asyncio.run(tracer.run(settings))
+    print((as_json if settings.output == "json" else as_text)(report), end="")
+    return 0 if report.is_clear else EXIT_FAILED
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"serve": serve, "trace": trace}
 
 
 async def _serve(settings: Settings) -> int:

@@ -13,7 +13,9 @@ import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from vipscope import __version__
@@ -167,6 +169,18 @@ def _setting(
     )
 
 
+_NODE_NAME = partial(
+    _setting,
+    "node-name", "", parse_node_name, "Kubernetes name of this node. Empty: the host name.",
+)  # fmt: skip
+_KUBECONFIG = partial(
+    _setting,
+    "kubeconfig", "", parse_optional_path,
+    "Path of a kubeconfig. Empty: the pod's service account.",
+)  # fmt: skip
+_PROCFS = partial(_setting, "path.procfs", "/proc", Path, "Where procfs is mounted.")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of `vipscope serve`."""
@@ -189,15 +203,10 @@ class Settings:
     )  # fmt: skip
     """Default all: right for a single machine. A cluster-wide fact must be exported once, not once
     a node, so a DaemonSet runs with node and one more pod with cluster."""
-    node_name: str = _setting(
-        "node-name", "", parse_node_name, "Kubernetes name of this node. Empty: the host name."
-    )
+    node_name: str = _NODE_NAME()
     """Default the host name, which is the node's name in most clusters. In a pod the downward API
     knows better."""
-    kubeconfig: Path | None = _setting(
-        "kubeconfig", "", parse_optional_path,
-        "Path of a kubeconfig. Empty: the pod's service account.",
-    )  # fmt: skip
+    kubeconfig: Path | None = _KUBECONFIG()
     """Default None: in a cluster nothing needs to be given."""
     lease: str = _setting(
         "lease", "", parse_lease,
@@ -247,7 +256,7 @@ class Settings:
     )  # fmt: skip
     """Bytes. Default 32 MiB: the kernel's own default overruns when kube-proxy writes 1,000
     Services at once. Memory is taken only while notifications wait in it."""
-    procfs: Path = _setting("path.procfs", "/proc", Path, "Where procfs is mounted.")
+    procfs: Path = _PROCFS()
     """Default /proc: with the host's network namespace the pod's own procfs shows the node."""
     xtables_lock: Path = _setting(
         "path.xtables-lock", "/run/xtables.lock", Path, "The lock file of iptables-legacy."
@@ -276,6 +285,74 @@ class Settings:
     Default all: what a node does not have costs nothing to look for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A Service, and one of its ports."""
+
+    namespace: str
+    name: str
+    port: str = ""
+    """A name or a number; "" for all."""
+
+
+def parse_target(text: str) -> Target:
+    """`NAMESPACE/SERVICE` or `NAMESPACE/SERVICE:PORT`, with a port's name or number."""
+    label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+    match = re.fullmatch(rf"({label})/({label})(?::({label}))?", text)
+    if match is None:
+        raise ValueError("takes NAMESPACE/SERVICE or NAMESPACE/SERVICE:PORT")
+    return Target(match[1], match[2], match[3] or "")
+
+
+def parse_dns_server(text: str) -> Address | None:
+    """An IP address, with or without a port, or None for an empty text."""
+    if not text:
+        return None
+    try:
+        return Address(str(ipaddress.ip_address(text)), 53)
+    except ValueError:
+        pass
+    try:
+        server = parse_address(text)
+        ipaddress.ip_address(server.host)
+    except ValueError:
+        server = Address("", 0)
+    if not server.port:
+        raise ValueError("takes an IP address, IP:PORT or [IPV6]:PORT")
+    return server
+
+
+def parse_domain(text: str) -> str:
+    """A DNS domain."""
+    if not re.fullmatch(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?", text):
+        raise ValueError("takes a DNS domain such as cluster.local")
+    return text.rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """All settings of `vipscope trace`."""
+
+    target: Target
+    """What to trace; the one positional argument."""
+    node_name: str = _NODE_NAME()
+    """As in `Settings`; the next two too."""
+    kubeconfig: Path | None = _KUBECONFIG()
+    procfs: Path = _PROCFS()
+    cluster_dns: Address | None = _setting(
+        "cluster-dns", "", parse_dns_server,
+        "IP or IP:PORT of the cluster's DNS server. Empty: the Service kube-system/kube-dns.",
+    )  # fmt: skip
+    """Default None: nearly all clusters call it so, whatever serves DNS. Nodes with a DNS cache of
+    their own give its address."""
+    cluster_domain: str = _setting(
+        "cluster-domain", "cluster.local", parse_domain, "DNS domain of the cluster."
+    )
+    """Default cluster.local, the kubelet's in nearly all clusters."""
+    output: str = _setting("output", "text", one_of("text", "json"), "Form of the report.")
+    """Default text. json is for programs and has all evidence."""
+
+
 def environment_name(flag: str) -> str:
     """`web.listen-address` -> `VIPSCOPE_WEB_LISTEN_ADDRESS`."""
     return ENVIRONMENT_PREFIX + re.sub(r"[.-]", "_", flag).upper()
@@ -292,21 +369,12 @@ def parser() -> argparse.ArgumentParser:
         prog="vipscope",
         description="Export what this node's kernel holds for Kubernetes Services.",
         epilog="Each flag is also an environment variable: --web.listen-address is "
-        f"{environment_name('web.listen-address')}.",
+        f"{environment_name('web.listen-address')}. Another command is `vipscope trace`, which "
+        "tells why a Service cannot be reached: see `vipscope trace --help`.",
         allow_abbrev=False,
     )
     result.add_argument("--version", action="version", version=f"vipscope {__version__}")
-    for each in dataclasses.fields(Settings):
-        meta = each.metadata
-        if not meta:
-            continue
-        result.add_argument(
-            f"--{meta['flag']}",
-            dest=each.name,
-            action="append" if meta["repeatable"] else "store",
-            metavar="VALUE",
-            help=f"{meta['text']} (default: {meta['default'] or 'none'})".replace("%", "%%"),
-        )
+    _add_flags(result, Settings)
     result.add_argument(
         "--collector.disable-defaults",
         dest="disable_defaults",
@@ -325,11 +393,67 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def trace_parser() -> argparse.ArgumentParser:
+    """The command line of `vipscope trace`, as --help prints it."""
+    result = _Parser(
+        prog="vipscope trace",
+        description="Follow a packet from this node to a Kubernetes Service, step by step: DNS, "
+        "the API's endpoints, the kernel's rules and backends, connections, connection tracking. "
+        "The last line names what is broken. It changes nothing; it opens TCP connections to the "
+        "cluster IP and to a few backends, and closes them at once.",
+        epilog="Exit status: 0 the way is clear, 1 it is broken or cannot be known, 2 wrongly "
+        "called. Each flag is also an environment variable: --cluster-dns is "
+        f"{environment_name('cluster-dns')}.",
+        allow_abbrev=False,
+    )
+    result.add_argument(
+        "target",
+        metavar="NAMESPACE/SERVICE[:PORT]",
+        help="What to trace; PORT is a Service port's name or number. Without it: all ports.",
+    )
+    _add_flags(result, TraceSettings, {"output": "-o"})
+    return result
+
+
+def _add_flags(
+    result: argparse.ArgumentParser, kind: type, short: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """A flag for each field that is a setting; `short` has further names for some."""
+    for each in dataclasses.fields(kind):
+        meta = each.metadata
+        if not meta:
+            continue
+        result.add_argument(
+            *(name for name in (short.get(meta["flag"]),) if name),
+            f"--{meta['flag']}",
+            dest=each.name,
+            action="append" if meta["repeatable"] else "store",
+            metavar="VALUE",
+            help=f"{meta['text']} (default: {meta['default'] or 'none'})".replace("%", "%%"),
+        )
+
+
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Settings from the command line and the environment. Raises SettingsError."""
     flags = parser().parse_args(list(arguments))
+    result = Settings(**_values(Settings, flags, environment))
+    collectors = _collectors(flags, environment, result.role)
+    return dataclasses.replace(result, collectors=collectors)
+
+
+def load_trace(arguments: Sequence[str], environment: Mapping[str, str]) -> TraceSettings:
+    """The same of `vipscope trace`. Raises SettingsError."""
+    flags = trace_parser().parse_args(list(arguments))
+    target = _parse(parse_target, flags.target, "NAMESPACE/SERVICE[:PORT]")
+    return TraceSettings(target, **_values(TraceSettings, flags, environment))
+
+
+def _values(
+    kind: type, flags: argparse.Namespace, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Field -> value, of those that were given."""
     values: dict[str, Any] = {}
-    for each in dataclasses.fields(Settings):
+    for each in dataclasses.fields(kind):
         meta = each.metadata
         if not meta:
             continue
@@ -341,9 +465,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
             continue
         texts = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
         values[each.name] = tuple(_parse(meta["parse"], text, source) for text in texts)
-    result = Settings(**values)
-    collectors = _collectors(flags, environment, result.role)
-    return dataclasses.replace(result, collectors=collectors)
+    return values
 
 
 def collectors_of(role: str) -> frozenset[str]:

@@ -222,6 +222,9 @@ class _Server:
 
     async def answer(self, resource: str, request: web.Request) -> web.StreamResponse:
         query = dict(request.query)
+        if namespace := request.match_info.get("namespace"):
+            fields = [f"metadata.namespace={namespace}", query.get("fieldSelector", "")]
+            query["fieldSelector"] = ",".join(filter(None, fields))
         verb = "watch" if "watch" in query else "list"
         self.requests.append({"resource": resource, "verb": verb, "query": query})
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -583,6 +586,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
     application = web.Application(client_max_size=1 << 30)
     for resource, path in PATHS.items():
         application.router.add_get(path, partial(server.answer, resource))
+        group, _, plural = path.rpartition("/")
+        within = f"{group}/namespaces/{{namespace}}/{plural}"
+        application.router.add_get(within, partial(server.answer, resource))
     application.router.add_post("/control", server.control)
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
     await runner.setup()

@@ -35,7 +35,7 @@ GRACE: Final = 10.0
 NOTHING: Final = Expected(entries=frozenset(), backends={})
 """What is expected of a Service port that the API does not have, or that kube-proxy skips."""
 
-_LEADING = ("KUBE-EXT-", "KUBE-FW-", "external-")
+LEADING = ("KUBE-EXT-", "KUBE-FW-", "external-")
 """Chains of a Service port that must lead to its endpoints although they have none themselves."""
 
 
@@ -59,7 +59,7 @@ class Fault(enum.StrEnum):
     NODE_PORTS = "packets for node ports never reach kube-proxy's rules"
 
 
-class _Step(NamedTuple):
+class Hop(NamedTuple):
     """A rule without which a fault is there: a chain, and where it must lead."""
 
     chain: str
@@ -73,7 +73,7 @@ class _Shape(NamedTuple):
     services: str
     """The place of the ways in to cluster IPs."""
     node_ports: str
-    steps: tuple[_Step, ...]
+    hops: tuple[Hop, ...]
 
 
 _SHAPES: Final[Mapping[Mode, _Shape]] = {
@@ -81,20 +81,20 @@ _SHAPES: Final[Mapping[Mode, _Shape]] = {
         "nat/KUBE-SERVICES",
         "nat/KUBE-NODEPORTS",
         (
-            _Step("PREROUTING", "KUBE-SERVICES", Fault.PREROUTING),
-            _Step("OUTPUT", "KUBE-SERVICES", Fault.OUTPUT),
-            _Step("KUBE-SERVICES", "KUBE-NODEPORTS", Fault.NODE_PORTS),
+            Hop("PREROUTING", "KUBE-SERVICES", Fault.PREROUTING),
+            Hop("OUTPUT", "KUBE-SERVICES", Fault.OUTPUT),
+            Hop("KUBE-SERVICES", "KUBE-NODEPORTS", Fault.NODE_PORTS),
         ),
     ),
     "nftables": _Shape(
         "service-ips",
         "service-nodeports",
         (
-            _Step("nat-prerouting", "services", Fault.PREROUTING),
-            _Step("nat-output", "services", Fault.OUTPUT),
-            _Step("services", f"{LOOKUP}service-ips", Fault.PREROUTING),
-            _Step("services", f"{LOOKUP}service-ips", Fault.OUTPUT),
-            _Step("services", f"{LOOKUP}service-nodeports", Fault.NODE_PORTS),
+            Hop("nat-prerouting", "services", Fault.PREROUTING),
+            Hop("nat-output", "services", Fault.OUTPUT),
+            Hop("services", f"{LOOKUP}service-ips", Fault.PREROUTING),
+            Hop("services", f"{LOOKUP}service-ips", Fault.OUTPUT),
+            Hop("services", f"{LOOKUP}service-nodeports", Fault.NODE_PORTS),
         ),
     ),
     "ipvs": _Shape(VIRTUAL_SERVER, VIRTUAL_SERVER, ()),
@@ -172,7 +172,7 @@ def difference(wanted: Expected, held: Programmed, unexpected: frozenset[Entry])
     for chain in wanted.chains - wanted.backends.keys():
         if not held.has(chain):
             missing = True
-        elif chain.startswith(_LEADING):
+        elif chain.startswith(LEADING):
             reached = held.endpoints(chain)
             missing |= not reached
             stale |= reached - wanted.endpoints
@@ -437,19 +437,30 @@ class Drift:
             self._faults.setdefault(fault, now)
 
 
+def hops(mode: Mode, wanted: Mapping[str, int]) -> list[Hop]:
+    """The rules that bring packets to Services at all.
+
+    `wanted` is how many ways in are wanted, by place: what leads to none of them is left out.
+    """
+    shape = _SHAPES[mode]
+    if not wanted.get(shape.services):
+        return []
+    return [
+        hop
+        for hop in shape.hops
+        if hop.fault is not Fault.NODE_PORTS or wanted.get(shape.node_ports)
+    ]
+
+
 def _faults(held: Programmed, wanted: Mapping[str, int]) -> Iterator[Fault]:
     """What cuts off all Services, if any ways in are wanted."""
-    shape = _SHAPES[held.mode]
-    if not wanted.get(shape.services):
-        return
-    if held.is_empty(shape.services):
+    services = _SHAPES[held.mode].services
+    if wanted.get(services) and held.is_empty(services):
         yield Fault.EMPTY
         return
-    for step in shape.steps:
-        if step.fault is Fault.NODE_PORTS and not wanted.get(shape.node_ports):
-            continue
-        if not held.leads(step.chain, step.to):
-            yield step.fault
+    for hop in hops(held.mode, wanted):
+        if not held.leads(hop.chain, hop.to):
+            yield hop.fault
 
 
 def _claims(wanted: Expected) -> _Claims:

@@ -6,7 +6,6 @@ from the start for every 32 KiB. Formats: linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from typing import NamedTuple
 
 from vipscope.dataplane.programmed import ProxyRule
 from vipscope.dataplane.traffic import CountedRule
-from vipscope.netlink import nft_program, nft_rule
+from vipscope.netlink import nfnetlink, nft_program, nft_rule
 from vipscope.netlink.nfnetlink import (
     HEADER,
     NLM_F_DUMP_INTR,
     NLMSG_DONE,
     Get,
     GetSocket,
+    GoneError,
     InterruptedDumpError,
     attributes,
     messages,
@@ -43,20 +43,8 @@ ELEMENT_INTERVAL_END = 0x1
 
 
 def present(procfs: Path) -> bool:
-    """Whether the kernel has nf_tables now.
-
-    Must be asked first: a message to a subsystem that is not there makes the kernel load its
-    module.
-    """
-    try:
-        modules = (procfs / "modules").read_text()
-    except FileNotFoundError:
-        return True  # A kernel that cannot load modules cannot be made to.
-    if re.search(r"^nf_tables ", modules, re.MULTILINE):
-        return True
-    # Built in? Then its symbols are in kallsyms, without the name of a module behind them.
-    with (procfs / "kallsyms").open() as symbols:
-        return any(line.endswith(" nf_tables_getgen\n") for line in symbols)
+    """Whether the kernel has nf_tables now. Must be asked first, as `nfnetlink.present` says."""
+    return nfnetlink.present(procfs, "nf_tables", "nf_tables_getgen")
 
 
 class ChainHead(NamedTuple):
@@ -267,6 +255,15 @@ class Reader:
                 if layout is not None:
                     layouts[layout.rows.size] = layout
                 yield chain
+
+    def has_chain(self, family: int, table: str, chain: str) -> bool:
+        """Whether there is such a chain."""
+        body = string_attribute(1, table) + string_attribute(3, chain)
+        try:
+            self._socket.one(Get.CHAIN, family, body)
+        except GoneError:
+            return False
+        return True
 
     def count_rules(self, family: int, table: str, chains: Iterable[str]) -> Iterator[int]:
         """The number of rules of each chain, 0 for one that is not there."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from vipscope.snapshot import AbsentError, BrokenError, DeniedError
 
@@ -42,8 +44,13 @@ _LENGTH_TYPE = struct.Struct("=HH")
 
 
 class Get(enum.IntEnum):
-    """All that can be asked: nf_tables' GET messages (linux/netfilter/nf_tables.h)."""
+    """All that can be asked: GET messages.
 
+    Formats: linux/netfilter/nfnetlink_conntrack.h, linux/netfilter/nf_tables.h.
+    """
+
+    CONNTRACK = 1 << 8 | 1
+    """To read and reset counters is another message."""
     TABLE = 10 << 8 | 1
     CHAIN = 10 << 8 | 4
     RULE = 10 << 8 | 7
@@ -60,10 +67,31 @@ class InterruptedDumpError(Exception):
     """The ruleset changed during a dump, which may have missed or repeated something."""
 
 
+def present(procfs: Path, module: str, symbol: str) -> bool:
+    """Whether the kernel has a part of netfilter now: its module, or a function of it built in.
+
+    Must be asked first: a message to a subsystem that is not there makes the kernel load its
+    module.
+    """
+    try:
+        modules = (procfs / "modules").read_text()
+    except FileNotFoundError:
+        return True  # A kernel that cannot load modules cannot be made to.
+    if re.search(rf"^{module} ", modules, re.MULTILINE):
+        return True
+    # Built in? Then its symbols are in kallsyms, without the name of a module behind them.
+    with (procfs / "kallsyms").open() as symbols:
+        return any(line.endswith(f" {symbol}\n") for line in symbols)
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """A netlink attribute, padded."""
+    return _LENGTH_TYPE.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
 def string_attribute(kind: int, value: str) -> bytes:
     """A zero-terminated string as a netlink attribute, padded."""
-    data = value.encode("utf-8", "surrogateescape") + b"\0"
-    return _LENGTH_TYPE.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
+    return attribute(kind, value.encode("utf-8", "surrogateescape") + b"\0")
 
 
 def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -230,9 +258,9 @@ class GetSocket:
                 objects += tally(words, length)
             yield objects
 
-    def one(self, get: Get, family: int) -> memoryview:
+    def one(self, get: Get, family: int, body: bytes = b"") -> memoryview:
         """The attributes of the one message that answers."""
-        self.ask(get, family, dump=False)
+        self.ask(get, family, body, dump=False)
         for _, _, _, _, payload in messages(self.view[: self.receive()]):
             return payload
         raise BrokenError("empty answer from the kernel")

@@ -108,7 +108,7 @@ class Held:
         if mirror.has_chain(*key):
             rules = reader.proxy_rules(self._decoders[family], *key)
             if table == KUBE_PROXY_TABLE:
-                rules = [each for rule in rules for each in _resolved(reader, family, table, rule)]
+                rules = [each for rule in rules for each in resolved(reader, family, table, rule)]
         if mode == "iptables":
             program.put_rules(table, chain, rules)
         else:
@@ -118,7 +118,7 @@ class Held:
         family, _, name = key
         if name not in ENTRY_MAPS or family not in FAMILIES:
             return
-        elements = _elements(reader, *key) if mirror.has_set(*key) else []
+        elements = map_elements(reader, *key) if mirror.has_set(*key) else []
         found = frozenset([entry(name, family, element) for element in elements])
         self.programs["nftables", FAMILIES[family]].put_entries(name, found)
 
@@ -133,19 +133,23 @@ def _mode(key: Key) -> Mode | None:
     return "iptables" if is_relevant(table, chain) else None
 
 
-def _resolved(reader: Reader, family: int, table: str, rule: ProxyRule) -> list[ProxyRule]:
-    """A rule, or one for each element of the anonymous map that it looks its packets up in."""
+def resolved(reader: Reader, family: int, table: str, rule: ProxyRule) -> list[ProxyRule]:
+    """A rule, or one for each element of the anonymous map that it looks its packets up in.
+
+    Raises InterruptedDumpError, BrokenError.
+    """
     if not rule.target.startswith(ANONYMOUS):
         return [rule]
     return [
         ProxyRule(target=element.target)
         if element.target
         else ProxyRule(endpoint=backend(family, element))
-        for element in _elements(reader, family, table, rule.target[len(LOOKUP) :])
+        for element in map_elements(reader, family, table, rule.target[len(LOOKUP) :])
     ]
 
 
-def _elements(reader: Reader, family: int, table: str, name: str) -> list[Element]:
+def map_elements(reader: Reader, family: int, table: str, name: str) -> list[Element]:
+    """The elements of a set or map; none when it is not there. Raises InterruptedDumpError."""
     try:
         return reader.map_elements(family, table, name)
     except GoneError:

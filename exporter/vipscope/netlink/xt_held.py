@@ -1,16 +1,24 @@
-"""kube-proxy's program as iptables-legacy holds it: mode iptables, read as a whole.
+"""kube-proxy's program as iptables-legacy holds it: mode iptables.
 
-The kernel tells nobody of a change, so all entries are copied each time; what is the same as before
-costs nothing further on.
+The kernel tells nobody of a change, and gives a table only as a whole, so all entries are copied
+each time; what is the same as before, or is of another Service, costs nothing further on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from vipscope.dataplane.desired import Family
-from vipscope.dataplane.programmed import ENTRY_CHAINS, Programmed, is_relevant
+from vipscope.dataplane.excerpt import Excerpt, of_iptables
+from vipscope.dataplane.expected import Expected
+from vipscope.dataplane.programmed import (
+    ENTRY_CHAINS,
+    Destination,
+    Programmed,
+    ProxyRule,
+    is_relevant,
+)
 from vipscope.dataplane.traffic import WAYS_IN, Traffic
 from vipscope.netlink.xtables import Table
 
@@ -41,3 +49,14 @@ def read_counters(table: Table, family: Family, traffic: Traffic) -> None:
             traffic.read_ways_in((family, name), rules)
         else:
             traffic.read_backends((family, name), rules)
+
+
+def excerpt(tables: Mapping[str, Table], wanted: Expected, destination: Destination) -> Excerpt:
+    """One Service port's part. Raises BrokenError."""
+
+    def rules(table: str, chains: Collection[str]) -> Mapping[str, Sequence[ProxyRule]]:
+        names = frozenset(chains)
+        found = tables[table].proxy_rules(names.__contains__) if table in tables else ()
+        return dict(found)
+
+    return of_iptables(wanted, destination, rules)

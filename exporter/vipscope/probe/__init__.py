@@ -1,0 +1,1 @@
+"""Trying things out as a client would: a DNS query, a TCP connection."""
