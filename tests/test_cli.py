@@ -190,14 +190,28 @@ def test_help_names_every_collector() -> None:
         assert f"--no-collector.{name}" in done.stdout
 
 
+def test_help_of_a_trace_says_what_it_takes_and_what_its_status_means() -> None:
+    done = run("trace", "--help")
+    assert done.returncode == 0
+    for text in ("NAMESPACE/SERVICE[:PORT]", "-o VALUE, --output VALUE", "--cluster-dns VALUE"):
+        assert text in done.stdout
+    assert "0 the way is clear, 1 it is broken or cannot be known, 2" in " ".join(
+        done.stdout.split()
+    )
+    assert "--web.listen-address" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
+        (["trace"], "vipscope: the following arguments are required: NAMESPACE/SERVICE[:PORT]"),
+        (["trace", "web\x1b"], r"vipscope: NAMESPACE/SERVICE[:PORT]=web\x1b: takes NAMESPACE/SERV"),
+        (["trace", "-o", "yaml", "a/b"], "vipscope: --output=yaml: takes one of text, json"),
         (["--cpu-budget=x"], "vipscope: --cpu-budget=x: takes a percentage of one core"),
         (["serve", "--cpu-budget=x"], "vipscope: --cpu-budget=x: takes a percentage of one core"),
         (["--nope"], "vipscope: unrecognized arguments: --nope"),
         (["--role=a\nb\x1b[0m"], r"vipscope: --role=a\nb\x1b[0m: takes one of node, cluster, all"),
-        (["dance"], "vipscope: no command 'dance'; there is serve"),
+        (["dance"], "vipscope: no command 'dance'; there is serve, trace"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_status_2(argv: list[str], line: str) -> None:

@@ -23,7 +23,7 @@ def test_each_section_of_the_catalogue_is_one_piece() -> None:
 
 def test_the_flags_in_the_readme_are_the_command_line() -> None:
     assert generate.README.read_text() == generate.readme(), "run `make generate`"
-    table = generate.flags_table()
+    table = generate.flags_table(parser())
     for action in parser()._actions:
         for option in action.option_strings:
             if option in ("-h", "--help", "--version") or option.startswith("--no-"):

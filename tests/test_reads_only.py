@@ -23,7 +23,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kube.mirror import kubeconfig
 from tests.lab import uml
+from tests.lab.apiserver import ApiServer
 from tests.lab.namespace import Namespace, requirements
 from vipscope.netlink.ipvs import IP_VS_SO_GET_INFO
 from vipscope.netlink.links import RTM_GETADDR
@@ -95,17 +97,14 @@ in_uml = pytest.mark.skipif(uml.available() is not None, reason=uml.available() 
 # --- watching -------------------------------------------------------------------------------------
 
 
-def watch(trace: Path, change: Callable[[], object], *flags: str) -> list[str]:
-    """Run the exporter in the present network namespace; its system calls, a line each.
-
-    Numbers are raw. A line is `pid name(arguments) = result`, with what a descriptor is behind it.
-    """
+def start(trace: Path, *argv: str) -> subprocess.Popen[bytes]:
+    """Start vipscope under strace, which writes to `trace`."""
     calls = ",".join(name if name[0] == "%" else f"?{name}" for name in TRACED.split())
     # Without what makes the process write on its own account: byte code, coverage data.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")
     }
-    with subprocess.Popen(
+    return subprocess.Popen(
         [
             *(
                 "strace",
@@ -119,14 +118,22 @@ def watch(trace: Path, change: Callable[[], object], *flags: str) -> list[str]:
                 "-e",
                 f"trace={calls}",
             ),
-            *("-o", str(trace), sys.executable, "-m", "vipscope", *flags),
+            *("-o", str(trace), sys.executable, "-m", "vipscope", *argv),
         ],
         env={
             **environment,
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
         },
-    ) as process:
+    )
+
+
+def watch(trace: Path, change: Callable[[], object], *flags: str) -> list[str]:
+    """Run the exporter in the present network namespace; its system calls, a line each.
+
+    Numbers are raw. A line is `pid name(arguments) = result`, with what a descriptor is behind it.
+    """
+    with start(trace, *flags) as process:
         try:
             _wait_until_ready()
             change()
@@ -255,8 +262,11 @@ def message_types(arguments: str) -> set[int]:
     return {int(high, 0) << 8 | int(low, 0) if low else int(high, 0) for high, low in types}
 
 
-def assert_reads_only(lines: list[str]) -> set[int]:
-    """Judge every call. The types of netlink messages that were sent."""
+def assert_reads_only(lines: list[str], *may_send: str) -> set[int]:
+    """Judge every call. The types of netlink messages that were sent.
+
+    `may_send` are kinds of sockets, beside those of HTTP, that bytes may be sent on.
+    """
     assert [name for name, _ in calls(lines, *NEVER.split())] == []
     assert len(list(calls(lines, "execve", "execveat"))) == 1  # the exporter itself
 
@@ -270,7 +280,7 @@ def assert_reads_only(lines: list[str]) -> set[int]:
             (flags,) = re.findall(rf"nlmsg_flags=({_ORED})", arguments)
             assert number(flags) in (NLM_F_REQUEST, NLM_F_REQUEST | NLM_F_DUMP), arguments
         else:
-            kinds = ("TCP:", "TCPv6:", "UNIX-STREAM:")
+            kinds = ("TCP:", "TCPv6:", "UNIX-STREAM:", *may_send)
             assert descriptor[2].startswith(kinds) or int(descriptor[1]) <= 2, arguments
     assert sent <= REQUESTS
 
@@ -307,10 +317,40 @@ def test_nothing_is_changed_in_a_namespace_with_every_kind_of_ruleset(tmp_path: 
         lines, before, after = namespace.call(watch_rulesets, tmp_path / "trace")
         assert namespace.generation() == generation + 2
     sent = assert_reads_only(lines)
-    assert sent - {RTM_GETADDR} == set(Get)
+    assert sent - {RTM_GETADDR} == set(Get) - {Get.CONNTRACK}
     assert after == before
     asked = {numbers(arguments)[1] for _, arguments in calls(lines, "getsockopt")}
     assert asked >= set(Option)
+
+
+def watch_trace(trace: Path) -> tuple[list[str], Mapping[str, str], Mapping[str, str]]:
+    """The same of `vipscope trace`, whose DNS server does not answer."""
+    before = netfilter_state()
+    with ApiServer() as server:
+        flags = [f"--kubeconfig={kubeconfig(trace.parent, server.url)}", "--node-name=node1"]
+        with start(trace, "trace", *flags, "--cluster-dns=127.0.0.1", "ns-0/svc-0") as process:
+            process.wait(60)
+    return trace.read_text().splitlines(), before, netfilter_state()
+
+
+@traceable
+@in_namespace
+def test_a_trace_changes_nothing_and_sends_no_more_than_its_dns_query(tmp_path: Path) -> None:
+    with Namespace() as namespace:
+        text = (CAPTURES / "iptables/small.v4.save").read_text()
+        for backend in ("nft", "legacy"):
+            namespace.restore(text, backend)
+        namespace.nft((CAPTURES / "nftables/small.nft").read_text())
+        lines, before, after = namespace.call(watch_trace, tmp_path / "trace")
+    sent = assert_reads_only(lines, "UDP:")
+    assert sent == {
+        *(Get.CONNTRACK, Get.TABLE, Get.CHAIN, Get.RULE, Get.SET_ELEMENTS, Get.GENERATION),
+        RTM_GETADDR,
+    }
+    assert after == before
+    datagrams = [line for _, line in calls(lines, *SENDING.split()) if "<UDP:" in line]
+    assert datagrams
+    assert all("->127.0.0.1:53]" in line for line in datagrams)
 
 
 @traceable

@@ -13,8 +13,11 @@ from vipscope.settings import (
     Address,
     Settings,
     SettingsError,
+    Target,
+    TraceSettings,
     environment_name,
     load,
+    load_trace,
     parser,
 )
 
@@ -216,3 +219,104 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], message: str) -> 
 def test_a_wrong_switch_is_refused() -> None:
     with pytest.raises(SettingsError, match="VIPSCOPE_COLLECTOR_IPVS=1: takes true or false"):
         load([], {"VIPSCOPE_COLLECTOR_IPVS": "1"})
+
+
+# --- vipscope trace -------------------------------------------------------------------------------
+
+TRACE_FLAGS = {
+    "--node-name": ("n", "node_name", "n"),
+    "--kubeconfig": ("/k", "kubeconfig", Path("/k")),
+    "--path.procfs": ("/p", "procfs", Path("/p")),
+    "--cluster-dns": ("[fd00::a]:5353", "cluster_dns", Address("fd00::a", 5353)),
+    "--cluster-domain": ("example.org.", "cluster_domain", "example.org"),
+    "--output": ("json", "output", "json"),
+}
+
+
+def test_nothing_but_a_service_given_is_the_defaults_of_a_trace() -> None:
+    settings = load_trace(["shop/web"], {})
+    assert settings == TraceSettings(Target("shop", "web", ""))
+    assert settings.node_name == platform.node()
+    assert (settings.cluster_dns, settings.cluster_domain) == (None, "cluster.local")
+    assert settings.output == "text"
+
+
+def test_every_field_of_a_trace_has_a_flag_here() -> None:
+    fields = {each.name for each in dataclasses.fields(TraceSettings)}
+    assert fields == {field for _, field, _ in TRACE_FLAGS.values()} | {"target"}
+
+
+@pytest.mark.parametrize("flag", TRACE_FLAGS)
+def test_a_flag_or_variable_of_a_trace_sets_its_field(flag: str) -> None:
+    text, field, value = TRACE_FLAGS[flag]
+    assert getattr(load_trace([flag, text, "a/b"], {}), field) == value
+    variable = environment_name(flag.removeprefix("--"))
+    assert getattr(load_trace(["a/b"], {variable: text}), field) == value
+    assert getattr(load_trace(["a/b", flag, text], {variable: "\0"}), field) == value
+
+
+def test_the_output_has_a_short_flag() -> None:
+    assert load_trace(["-o", "json", "a/b"], {}).output == "json"
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("shop/web", Target("shop", "web", "")),
+        ("shop/web:http", Target("shop", "web", "http")),
+        ("a/b:8080", Target("a", "b", "8080")),
+    ],
+)
+def test_a_target_is_a_service_and_maybe_a_port(text: str, target: Target) -> None:
+    assert load_trace([text], {}).target == target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "web",
+        "a/b/c",
+        "a/",
+        "/b",
+        "a/b:",
+        "A/b",
+        "a/b:c:d",
+        "a/b\n",
+        "a/../b",
+        "a/-b",
+        "a/b?x=y",
+        "",
+    ],
+)
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"takes NAMESPACE/SERVICE or NAMESPACE/SERVICE:PORT"):
+        load_trace([text], {})
+
+
+@pytest.mark.parametrize("text", ["10.0.0.10", "10.0.0.10:53"])
+def test_the_dns_server_is_an_address_with_or_without_a_port(text: str) -> None:
+    assert load_trace([f"--cluster-dns={text}", "a/b"], {}).cluster_dns == Address("10.0.0.10", 53)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--cluster-dns=kube-dns",
+        "--cluster-dns=localhost:53",
+        "--cluster-dns=10.0.0.10:0",
+        "--cluster-dns=:53",
+        "--cluster-domain=a..b",
+        "--cluster-domain=a b",
+        "--output=yaml",
+    ],
+)
+def test_a_wrong_value_of_a_trace_is_named_with_its_flag(argument: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_trace([argument, "a/b"], {})
+    assert str(raised.value).startswith(f"{argument}: takes ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a/b", "c/d"], ["--role=node", "a/b"]])
+def test_a_wrong_command_line_of_a_trace_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        load_trace(arguments, {})

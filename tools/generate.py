@@ -1,7 +1,8 @@
 """`make generate`: write what is derived from the code, so that no document can drift from it.
 
 exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
-excerpt of /metrics from a golden file, which is what the exporter says of a captured node.
+excerpts of /metrics and of a trace from golden files, which are what vipscope says of a captured
+node.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "exporter" / "METRICS.md"
 README = ROOT / "README.md"
 GOLDEN = ROOT / "tests" / "golden" / "iptables.prom"
+TRACE = ROOT / "tests" / "golden" / "trace.txt"
 
 SHOWN = (
     PROXY_MODE.select(mode="iptables"),
@@ -56,14 +58,16 @@ def _metric_row(metric: Metric) -> str:
     )
 
 
-def flags_table() -> str:
+def flags_table(parser: argparse.ArgumentParser) -> str:
     """The table of all flags, their variables and defaults, from the command line's own parser."""
     rows = []
-    for action in settings.parser()._actions:  # noqa: SLF001 - argparse has no other way to ask
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
         if isinstance(action, argparse._HelpAction | argparse._VersionAction):  # noqa: SLF001
             continue
+        if not action.option_strings:
+            continue
         flag = max(action.option_strings, key=len).replace("--no-", "--[no-]")
-        name = settings.environment_name(action.option_strings[0].removeprefix("--"))
+        name = settings.environment_name(flag.replace("[no-]", "").removeprefix("--"))
         text, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
         rows.append(f"| `{flag}` | `{name}` | {_cell(default[:-1])} | {_cell(text)} |\n")
     return "| flag | variable | default | |\n|---|---|---|---|\n" + "".join(rows)
@@ -87,8 +91,12 @@ def _is_selected(line: str, selector: str) -> bool:
 
 def readme() -> str:
     """README.md with its generated regions renewed."""
-    with_flags = replace_region(README.read_text(), "flags", flags_table())
-    return replace_region(with_flags, "excerpt", excerpt())
+    text = replace_region(README.read_text(), "flags", flags_table(settings.parser()))
+    text = replace_region(text, "excerpt", excerpt())
+    text = replace_region(
+        text, "trace", f"```\n$ vipscope trace ns-0/svc-0\n{TRACE.read_text()}```\n"
+    )
+    return replace_region(text, "trace flags", flags_table(settings.trace_parser()))
 
 
 def replace_region(text: str, name: str, content: str) -> str:

@@ -62,6 +62,7 @@ def serve(arguments: Sequence[str]) -> int:
 def trace(arguments: Sequence[str]) -> int:
     """Print a Service's way on this node; 0 when it is clear."""
     settings = load_trace(arguments, os.environ)
+    logs.configure("error", "text")  # a source that fails is in the report
     report = asyncio.run(tracer.run(settings))
     print((as_json if settings.output == "json" else as_text)(report), end="")
     return 0 if report.is_clear else EXIT_FAILED

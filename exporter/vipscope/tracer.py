@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from vipscope import cluster as api
 from vipscope.collectors import procfs
-from vipscope.collectors.ipvs import DUMMY_DEVICE, programmed_servers
+from vipscope.collectors.ipvs import DUMMY_DEVICE, node_addresses, programmed_servers
 from vipscope.dataplane import expected
 from vipscope.dataplane.desired import (
     SERVICE_NAME_LABEL,
@@ -44,12 +45,13 @@ from vipscope.diagnosis.evidence import (
 from vipscope.diagnosis.findings import Report
 from vipscope.diagnosis.trace import backends, chosen_ports, destination, trace
 from vipscope.kube.client import Client, Connection
-from vipscope.kube.errors import ApiError
+from vipscope.kube.errors import ApiError, Reason
 from vipscope.kube.lookup import find, named, within
 from vipscope.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICES
 from vipscope.netlink import flows, links, nf_tables, nft_excerpt, xt_held
+from vipscope.netlink.extensions import PROTOCOLS
 from vipscope.netlink.xtables import LAYOUTS, Tables
-from vipscope.probe.connect import connect_all
+from vipscope.probe.connect import Target, connect_all
 from vipscope.probe.dns import ask
 from vipscope.settings import Address, TraceSettings
 from vipscope.snapshot import AbsentError, BrokenError, ReadError
@@ -80,7 +82,7 @@ async def _gather(settings: TraceSettings) -> Facts:
     question, conntrack, ways = await asyncio.gather(
         _ask_dns(settings, said),
         asyncio.to_thread(_conntrack, settings.procfs),
-        _ways(settings, said.ports),
+        _ways(settings.procfs, said.ports),
     )
     return Facts(
         target.namespace,
@@ -125,6 +127,7 @@ async def _ask_api(settings: TraceSettings) -> _Said:
             for port in desired_ports(service, slices, place)
             if (port.key.port, port.key.protocol) in chosen
         ]
+        _check(ports)
         pods: Sequence[api.Pod] | str = ()
         if not all(port.anywhere for port in ports):
             try:
@@ -133,6 +136,17 @@ async def _ask_api(settings: TraceSettings) -> _Said:
                 pods = str(error)
         dns = settings.cluster_dns or await _dns_server(connection)
     return _Said(Cluster(service, slices, pods, unknown), place, ports, dns)
+
+
+def _check(ports: Iterable[DesiredPort]) -> None:
+    """Raise ApiError for what no API server lets in, and no packet could be addressed to."""
+    for port in ports:
+        number, protocol = port.port, port.key.protocol
+        if not (
+            _is_address(port.cluster_ip) and 0 < number < 1 << 16 and protocol in PROTOCOLS.values()
+        ):
+            at = f"{port.cluster_ip} {number}/{protocol}"
+            raise ApiError(Reason.MALFORMED, f"the Service has no address that is one: {at}")
 
 
 async def _place(connection: Connection, node_name: str) -> tuple[Place, str]:
@@ -152,7 +166,7 @@ async def _dns_server(connection: Connection) -> Address | str:
         found = await find(connection, within(SERVICES, "kube-system", name="kube-dns"))
     except ApiError as error:
         return f"the cluster's DNS server is not known: {error}"
-    if not found or found[0].spec.cluster_ip in ("", "None"):
+    if not found or not _is_address(found[0].spec.cluster_ip):
         return "the cluster's DNS server is not known: no Service kube-system/kube-dns"
     return Address(found[0].spec.cluster_ip, 53)
 
@@ -186,34 +200,65 @@ async def _ask(server: Address, name: str, kind: str) -> Answer | str:
 # --- the ways -------------------------------------------------------------------------------------
 
 
-async def _ways(settings: TraceSettings, ports: Iterable[DesiredPort]) -> tuple[Way, ...]:
-    """Of each Service port; the kernel is read before anything is tried that changes its state."""
-    return tuple([await _way(settings.procfs, port) for port in ports])
+async def _ways(path: Path, ports: Iterable[DesiredPort]) -> tuple[Way, ...]:
+    """Of each Service port; all is read before anything is tried that changes what is tracked."""
+    ways = await asyncio.to_thread(lambda: [_read_way(path, port) for port in ports])
+    ends = [_ends(way) for way in ways]
+    found = await connect_all(
+        target for way, tried in zip(ways, ends, strict=True) for target in _targets(way, tried)
+    )
+    return tuple([_tried(way, tried, found) for way, tried in zip(ways, ends, strict=True)])
 
 
-async def _way(path: Path, port: DesiredPort) -> Way:
-    kernel = await asyncio.to_thread(read_kernel, path, port)
-    tracked = await asyncio.to_thread(_flows, path, port)
-    if port.key.protocol != "tcp":
-        return Way(port, kernel, None, {}, 0, tracked)
-    ends = backends(port, kernel)
-    tried = ends[:MOST_BACKENDS]
-    targets = {end: _host_and_port(end) for end in tried}
-    cluster_ip = port.cluster_ip, port.port
-    found = await connect_all([cluster_ip, *(each for each in targets.values() if each)])
-    straight = {
-        end: found[each] if each else Attempt(Outcome.FAILED, "no address and port")
-        for end, each in targets.items()
-    }
-    return Way(port, kernel, found[cluster_ip], straight, len(ends) - len(tried), tracked)
+def _read_way(path: Path, port: DesiredPort) -> Way:
+    """All but connections. Blocks."""
+    return Way(port, read_kernel(path, port), None, {}, 0, _flows(path, port))
 
 
-def _host_and_port(endpoint: str) -> tuple[str, int] | None:
+def _ends(way: Way) -> list[str]:
+    """The endpoints that may be connected to."""
+    return backends(way.port, way.kernel) if _is_tcp(way) else []
+
+
+def _targets(way: Way, ends: Sequence[str]) -> Iterator[Target]:
+    if _is_tcp(way):
+        yield way.port.cluster_ip, way.port.port
+        yield from filter(None, map(_host_and_port, ends[:MOST_BACKENDS]))
+
+
+def _tried(way: Way, ends: Sequence[str], found: Mapping[Target, Attempt]) -> Way:
+    """With what became of the connections."""
+    straight = {}
+    for end in ends[:MOST_BACKENDS]:
+        target = _host_and_port(end)
+        failed = Attempt(Outcome.FAILED, "no address and port")
+        straight[end] = found[target] if target else failed
+    return dataclasses.replace(
+        way,
+        through=found[way.port.cluster_ip, way.port.port] if _is_tcp(way) else None,
+        straight=straight,
+        left_out=len(ends) - len(straight),
+    )
+
+
+def _is_tcp(way: Way) -> bool:
+    return way.port.key.protocol == "tcp"
+
+
+def _host_and_port(endpoint: str) -> Target | None:
     address, _, port = endpoint.rpartition(":")
-    try:
-        return str(ipaddress.ip_address(address.strip("[]"))), int(port)
-    except ValueError:
+    address = address.strip("[]")
+    if not (_is_address(address) and port.isdecimal() and 0 < int(port) < 1 << 16):
         return None
+    return address, int(port)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _flows(path: Path, port: DesiredPort) -> Flows | str:
@@ -256,7 +301,7 @@ def read_kernel(path: Path, port: DesiredPort) -> Kernel:
     programs = [each for each in (*nft, *legacy) if _is_in_use(each, has_ipvs=bool(ipvs))]
     bound = None
     with contextlib.suppress(ReadError, OSError):
-        bound = _packed(port.cluster_ip) in links.addresses()
+        bound = _packed(port.cluster_ip) in {packed for _, packed in links.addresses()}
     return Kernel((*programs, *ipvs), tuple(unread), bound)
 
 
@@ -301,13 +346,16 @@ def _ipvs(path: Path, port: DesiredPort) -> list[Program]:
         before = servers
     else:
         raise BrokenError(f"the table changed during each of {IPVS_ATTEMPTS} reads")
-    if not (any(servers.values()) or links.exists(DUMMY_DEVICE)):
+    dummy = links.index(DUMMY_DEVICE)
+    if not (any(servers.values()) or dummy):
         return []
+    held = servers[port.key.family]
     program = Programmed("ipvs")
-    program.put_servers(servers[port.key.family])
-    # Node ports have a virtual server on each of the node's addresses; this asks for the cluster
-    # IP, so these are left out.
-    return [Program("", expected.ipvs(port, ()), Excerpt(program))]
+    program.put_servers(held)
+    # Which of the node's addresses take node ports shows in those that have any.
+    own = node_addresses(links.addresses(), dummy)[port.key.family]
+    wanted = expected.ipvs(port, own & {entry.address for entry in held})
+    return [Program("", wanted, Excerpt(program))]
 
 
 def _is_in_use(program: Program, *, has_ipvs: bool) -> bool:
@@ -315,9 +363,7 @@ def _is_in_use(program: Program, *, has_ipvs: bool) -> bool:
     held = program.held.program
     if held.mode == "nftables" or any(held.has(chain) for chain in program.expected.chains):
         return True
-    if not (held.is_empty("nat/KUBE-SERVICES") and held.is_empty("filter/KUBE-SERVICES")):
-        return True
-    return held.has("KUBE-SERVICES") and not has_ipvs
+    return held.holds_anything or (held.has("KUBE-SERVICES") and not has_ipvs)
 
 
 def _packed(address: str) -> bytes:

@@ -96,11 +96,13 @@ def program(
     mode: Mode, port: DesiredPort, spoil: Callable[[Written], None] | None = None
 ) -> Program:
     """What kube-proxy would have written, spoilt."""
-    wanted = {
-        "iptables": expected.iptables,
-        "nftables": expected.nftables,
-        "ipvs": lambda port: expected.ipvs(port, ()),
-    }[mode](port)
+    match mode:
+        case "iptables":
+            wanted = expected.iptables(port)
+        case "nftables":
+            wanted = expected.nftables(port)
+        case "ipvs":
+            wanted = expected.ipvs(port, ())
     kernel = Written(mode, wanted)
     if spoil is not None:
         spoil(kernel)
@@ -421,7 +423,10 @@ def test_a_dns_server_that_is_not_known_is_unknown() -> None:
 
 def test_nothing_programmed_in_any_mode() -> None:
     sentence = "kube-proxy has programmed nothing on this node, in any mode"
-    assert_broken(with_way(kernel=Kernel(())), "kube-proxy", sentence)
+    assert_broken(with_way(kernel=Kernel(()), through=SILENT), "kube-proxy", sentence)
+    report = trace(with_way(kernel=Kernel(())))
+    assert report.verdict is Verdict.WARN
+    assert report.conclusion.endswith("programmed nothing, and yet a connection comes about")
 
 
 def test_a_kernel_that_cannot_be_read_is_unknown_and_not_clear() -> None:

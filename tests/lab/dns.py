@@ -14,13 +14,13 @@ Reply = Callable[[bytes], list[bytes]]
 
 
 class DnsServer:
-    """Answers on 127.0.0.1 in a thread of its own, as a context manager."""
+    """Answers in a thread of its own, as a context manager. Port 0 is any free one."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, host: str = "127.0.0.1", port: int = 0) -> None:
         self._reply = reply
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port = int(self._socket.getsockname()[1])
+        self._socket.bind((host, port))
+        self.host, self.port = self._socket.getsockname()
         self.asked: list[bytes] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -31,13 +31,13 @@ class DnsServer:
     def __exit__(self, *_: object) -> None:
         # Wakes the thread, which a close would not.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waking:
-            waking.sendto(b"", ("127.0.0.1", self.port))
+            waking.sendto(b"", (self.host, self.port))
         self._thread.join()
         self._socket.close()
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def _serve(self) -> None:
         while True:

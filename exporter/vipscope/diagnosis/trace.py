@@ -249,7 +249,7 @@ def _way(facts: Facts, cluster: Cluster, service: Service, way: Way) -> Iterator
     found = candidates(cluster.slices, way.port.key, facts.place)
     yield _endpoints(facts, cluster, service, way.port, found)
     program = _active(way.port, way.kernel)
-    yield _proxy(subject, way.kernel, program)
+    yield _proxy(subject, way, program)
     rules_are_right = False
     if program is not None:
         late = _is_late(cluster, facts.now)
@@ -369,7 +369,8 @@ def _active(port: DesiredPort, kernel: Kernel) -> Program | None:
     return next(taking, programs[0] if programs else None)
 
 
-def _proxy(subject: str, kernel: Kernel, program: Program | None) -> Step:
+def _proxy(subject: str, way: Way, program: Program | None) -> Step:
+    kernel = way.kernel
     unread = tuple([f"not read: {each}" for each in kernel.unread])
     if program is None:
         if unread:
@@ -380,6 +381,10 @@ def _proxy(subject: str, kernel: Kernel, program: Program | None) -> Step:
                 advice="run vipscope as root with NET_ADMIN in the node's network namespace",
                 subject=subject,
             )
+        if way.through is not None and way.through.outcome is Outcome.CONNECTED:
+            text = "kube-proxy has programmed nothing, and yet a connection comes about"
+            advice = "another proxy does its work, as Cilium's: ask that"
+            return Step(_PROXY, Verdict.WARN, text, advice=advice, subject=subject)
         return Step(
             _PROXY,
             Verdict.BROKEN,

@@ -14,13 +14,17 @@ from vipscope.diagnosis.evidence import Attempt, Outcome
 
 TIMEOUT: Final = 2.0
 """Seconds: two SYNs, as the second one leaves after one."""
-AT_ONCE: Final = 5
+AT_ONCE: Final = 20
 
 _OUTCOMES: Final = {errno.ECONNREFUSED: Outcome.REFUSED, errno.ETIMEDOUT: Outcome.TIMED_OUT}
 
 
-async def connect_all(targets: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Attempt]:
-    """Try each (address, port), a few at a time. Addresses are literal ones, no names."""
+Target = tuple[str, int]
+"""Address and port."""
+
+
+async def connect_all(targets: Iterable[Target]) -> dict[Target, Attempt]:
+    """Try each once, a few at a time. Addresses are literal ones, no names."""
     turn = asyncio.Semaphore(AT_ONCE)
 
     async def one(address: str, port: int) -> Attempt:
