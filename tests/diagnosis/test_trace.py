@@ -383,6 +383,18 @@ def test_the_policy_local_without_an_endpoint_here_drops() -> None:
     assert step.evidence == ("10.64.0.1:8080 (Pod web-1): left out: not local",)
 
 
+def test_ipvs_keeps_to_no_policy_local_where_it_has_endpoints_of_other_nodes() -> None:
+    ports = (ServicePort(80, "http", node_port=30080),)
+    spec = replace_spec(internal_traffic_policy="Local", type="NodePort", ports=ports)
+    report = trace(facts(Service(WEB.metadata, spec), pieces(True, node_name="node2"), "ipvs"))
+    assert report.verdict is Verdict.WARN
+    assert steps(report)["Endpoints"].summary == (
+        "internalTrafficPolicy is Local, and no endpoint is on this node: "
+        "IPVS sends to those of other nodes"
+    )
+    assert report.conclusion.startswith(f"{SUBJECT} leads to 1 backend, and a connection came")
+
+
 def replace_spec(**changes: Any) -> ServiceSpec:
     fields = {name: getattr(WEB.spec, name) for name in WEB.spec.__struct_fields__}
     return ServiceSpec(**fields | changes)
@@ -524,6 +536,38 @@ def test_a_rule_that_still_refuses_what_has_endpoints_again() -> None:
         "endpoints"
     )
     assert_broken(facts(spoil=spoil), "Rule", sentence)
+
+
+def test_a_rule_that_leads_to_another_services_chain() -> None:
+    def spoil(kernel: Written) -> None:
+        kernel.drop("nat/KUBE-SERVICES")
+        kernel.entries.add(
+            Entry("nat/KUBE-SERVICES", "10.96.0.7", "tcp", 80, "KUBE-SVC-0123456789ABCDEF")
+        )
+
+    sentence = (
+        f"nat/KUBE-SERVICES for {SUBJECT} leads to KUBE-SVC-0123456789ABCDEF, where it should not"
+    )
+    assert_broken(facts(spoil=spoil), "Rule", sentence)
+
+
+def test_a_rule_for_an_address_that_the_service_has_no_longer_is_a_warning() -> None:
+    def spoil(kernel: Written) -> None:
+        (own,) = kernel.entries
+        kernel.entries.add(own._replace(address="192.0.2.1"))
+
+    report = trace(facts(spoil=spoil))
+    assert report.verdict is Verdict.WARN
+    summary = steps(report)["Rule"].summary
+    assert summary.startswith("rule 3 of 7 in nat/KUBE-SERVICES for 192.0.2.1:80/tcp leads to")
+    assert summary.endswith("which nobody wants any more")
+
+
+def test_whether_a_device_has_the_cluster_ip_may_be_unknown() -> None:
+    given = facts(mode="ipvs")
+    way = replace(given.ways[0], kernel=replace(given.ways[0].kernel, bound=None))
+    step = steps(trace(replace(given, ways=(way,))))["Way to the rules"]
+    assert step.verdict is Verdict.UNKNOWN
 
 
 def test_a_missing_node_port_rule_is_named() -> None:

@@ -105,10 +105,12 @@ def _clear(ways: Iterable[Way]) -> str:
     """What a clear way to each port is."""
     parts = []
     for way in ways:
-        count = len(way.port.local if way.port.internal_local else way.port.cluster)
+        port = way.port
+        # Where policy Local has none and the way is clear all the same, it is IPVS's.
+        ends = (port.local or port.cluster) if port.internal_local else port.cluster
         connected = way.through is not None and way.through.outcome is Outcome.CONNECTED
         proof = "and a connection came about" if connected else "as far as the rules tell"
-        parts.append(f"{_subject(way.port)} leads to {_count(count, 'backend')}, {proof}")
+        parts.append(f"{_subject(port)} leads to {_count(len(ends), 'backend')}, {proof}")
     return "; ".join(parts)
 
 
@@ -247,8 +249,8 @@ def _canonical(address: str) -> str:
 def _way(facts: Facts, cluster: Cluster, service: Service, way: Way) -> Iterator[Step]:
     subject = _subject(way.port)
     found = candidates(cluster.slices, way.port.key, facts.place)
-    yield _endpoints(facts, cluster, service, way.port, found)
     program = _active(way.port, way.kernel)
+    yield _endpoints(facts, cluster, service, way.port, found, program)
     yield _proxy(subject, way, program)
     rules_are_right = False
     if program is not None:
@@ -270,7 +272,12 @@ def _subject(port: DesiredPort) -> str:
 
 
 def _endpoints(
-    facts: Facts, cluster: Cluster, service: Service, port: DesiredPort, found: list[Candidate]
+    facts: Facts,
+    cluster: Cluster,
+    service: Service,
+    port: DesiredPort,
+    found: list[Candidate],
+    program: Program | None,
 ) -> Step:
     why = exclusions(port, found, local=port.internal_local)
     pods = _pods(cluster.slices)
@@ -287,10 +294,16 @@ def _endpoints(
             text += f", by hints for this {port.topology}"
         return Step(_ENDPOINTS, Verdict.OK, text, evidence, subject=subject)
     if port.internal_answer == "drop":
+        verdict = Verdict.BROKEN
+        text = "internalTrafficPolicy is Local, and no endpoint is on this node"
+        if _is_ipvs(program) and port.cluster:
+            verdict, text = Verdict.WARN, f"{text}: IPVS sends to those of other nodes"
+        else:
+            text = f"dropped: {text}"
         return Step(
             _ENDPOINTS,
-            Verdict.BROKEN,
-            "dropped: internalTrafficPolicy is Local, and no endpoint is on this node",
+            verdict,
+            text,
             evidence,
             "run a Pod of it on each node that has clients, or set internalTrafficPolicy: Cluster",
             subject,
@@ -367,6 +380,10 @@ def _active(port: DesiredPort, kernel: Kernel) -> Program | None:
     programs = kernel.programs
     taking = (p for p in programs if p.held.program.at(destination(port)))
     return next(taking, programs[0] if programs else None)
+
+
+def _is_ipvs(program: Program | None) -> bool:
+    return program is not None and program.held.program.mode == "ipvs"
 
 
 def _proxy(subject: str, way: Way, program: Program | None) -> Step:
@@ -657,7 +674,6 @@ def _flows(subject: str, way: Way, found: Iterable[Candidate], program: Program 
         if not flow.replied:
             silent[flow.backend] += count
     gone = sorted(silent.keys() - known - {itself})
-    is_ipvs = program is not None and program.held.program.mode == "ipvs"
     text = f"{total} to this address" if total else "none to this address"
     verdict, advice = Verdict.OK, ""
     if gone:
@@ -667,7 +683,7 @@ def _flows(subject: str, way: Way, found: Iterable[Candidate], program: Program 
             f"still translated to {_some(gone)}, which is gone from the API"
         )
         advice = f"`conntrack -D -d {address}` sends them anew through the rules"
-    elif silent[itself] and way.port.internal_answer == "forward" and not is_ipvs:
+    elif silent[itself] and way.port.internal_answer == "forward" and not _is_ipvs(program):
         verdict = Verdict.WARN
         text = (
             f"never translated: {_count(silent[itself], 'unanswered connection')}, "
