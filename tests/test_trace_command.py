@@ -45,7 +45,7 @@ from vipscope.diagnosis.evidence import (
     Outcome,
     Way,
 )
-from vipscope.diagnosis.findings import Step, Verdict
+from vipscope.diagnosis.report import Step, Verdict
 from vipscope.diagnosis.trace import LAST_CHANGE, trace
 
 GOLDEN = Path(__file__).parent / "golden" / "trace.txt"

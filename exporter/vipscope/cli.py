@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vipscope import __version__, logs, tracer
 from vipscope.budget import Budget
 from vipscope.collectors import ALL
-from vipscope.diagnosis.findings import as_json, as_text
+from vipscope.diagnosis.report import as_json, as_text
 from vipscope.exposition import Exposition
 from vipscope.runner import Runner
 from vipscope.server import ListenError, Server

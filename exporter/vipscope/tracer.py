@@ -42,7 +42,7 @@ from vipscope.diagnosis.evidence import (
     Question,
     Way,
 )
-from vipscope.diagnosis.findings import Report
+from vipscope.diagnosis.report import Report
 from vipscope.diagnosis.trace import backends, chosen_ports, destination, trace
 from vipscope.kube.client import Client, Connection
 from vipscope.kube.errors import ApiError, Reason

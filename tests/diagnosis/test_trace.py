@@ -42,7 +42,7 @@ from vipscope.diagnosis.evidence import (
     Question,
     Way,
 )
-from vipscope.diagnosis.findings import Report, Step, Verdict, as_json, as_text
+from vipscope.diagnosis.report import Report, Step, Verdict, as_json, as_text
 from vipscope.diagnosis.trace import backends, chosen_ports, trace
 
 PLACE = Place("node1", "zone-a")

@@ -38,7 +38,7 @@ from vipscope.diagnosis.evidence import (
     Question,
     Way,
 )
-from vipscope.diagnosis.findings import Report, Step, Verdict
+from vipscope.diagnosis.report import Report, Step, Verdict
 from vipscope.diagnosis.unroutable import unroutable
 
 FILLED: Final = 0.9
