@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Most tests wait for the kernel, for clocks and for each other: more of them at once than CPUs.
+WORKERS ?= 4
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 
 .PHONY: run test lint generate bench lock clean
@@ -14,7 +16,7 @@ run: $(VENV)/run.stamp
 test: $(VENV)/test.stamp
 	@tools/setup system $(VENV)
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest $(if $(ARGS),,--numprocesses=$(WORKERS) --dist=worksteal) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from vipscope import __version__, logs, tracer
+from vipscope import __version__, logs
 from vipscope.budget import Budget
 from vipscope.collectors import ALL
 from vipscope.diagnosis.report import as_json, as_text
@@ -61,6 +61,9 @@ def serve(arguments: Sequence[str]) -> int:
 
 def trace(arguments: Sequence[str]) -> int:
     """Print a Service's way on this node; 0 when it is clear."""
+    # Only here: serving must not pay for what it needs.
+    from vipscope import tracer
+
     settings = load_trace(arguments, os.environ)
     logs.configure("error", "text")  # a source that fails is in the report
     report = asyncio.run(tracer.run(settings))
