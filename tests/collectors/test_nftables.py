@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -353,6 +354,41 @@ def test_any_sequence_of_changes_ends_in_exact_counts(edits: list[str], pause: b
     with Namespace() as namespace:
         namespace.nft(capture("nftables/small.nft"))
         namespace.call(live(scenario))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "flush chain ip nat KUBE-SERVICES",
+        "delete element ip kube-proxy service-ips { 10.96.0.1 . tcp . 443 }",
+    ],
+)
+def test_depths_are_not_older_than_the_generation_that_they_are_told_with(
+    edit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(watched: Live) -> tuple[int, int]:
+        first = await watched.read()
+        kernel_tables = Reader.tables
+
+        def edit_and_tell(reader: Reader) -> list[tuple[int, str]]:
+            # A commit that comes after the depths were walked, and is told without more to read.
+            monkeypatch.undo()
+            shell(edit)
+            return kernel_tables(reader)
+
+        monkeypatch.setattr(Reader, "tables", edit_and_tell)
+        second = await watched.read()
+        assert first.generation is not None
+        assert second.generation == first.generation + 1
+        return len(first.depths["ipv4"]), len(second.depths.get("ipv4", ()))
+
+    with Namespace() as namespace:
+        if "kube-proxy" in edit:
+            namespace.nft(capture("nftables/small.nft"))
+        else:
+            namespace.restore(rulesets.iptables(rulesets.cluster(6, 1)))
+        before, after = cast("tuple[int, int]", namespace.call(live(scenario)))
+    assert after == (before - 1 if "element" in edit else 0)
 
 
 def test_commits_are_counted_by_the_writers_name() -> None:

@@ -226,7 +226,7 @@ def decoded(script: str, chain: str) -> list[Rule]:
     def read() -> list[Rule]:
         reader = Reader()
         try:
-            return reader.rules(2, "t", chain)
+            return [*reader.rules(2, "t", chain).rules()]
         finally:
             reader.close()
 

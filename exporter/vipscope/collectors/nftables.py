@@ -174,13 +174,13 @@ class Nftables(Collector):
 
     def _take_notifications(self, sockets: _Sockets) -> None:
         """Bring the mirror's structure up to what was notified, and note what has to be read."""
-        notified = Notified()
+        notified = Notified(self._mirror.orders)
         try:
             for datagram in sockets.listener.datagrams():
                 read_datagram(datagram, notified)
             if not self._lost:
                 self._mirror.apply(notified.changes)
-                self._mirror.mark(notified.rules_changed)
+                self._mirror.mark(notified.rules_changed, notified.followed)
         except OverrunError:
             sockets.renew_listener()
             self._lost = "overrun"
@@ -268,7 +268,7 @@ class Nftables(Collector):
         while True:
             generation = sockets.reader.generation()
             self._take_notifications(sockets)
-            if self._behind:
+            if self._behind or not self._mirror.walked:
                 return None
             if generation == self._generation:
                 break

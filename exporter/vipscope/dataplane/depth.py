@@ -9,7 +9,7 @@ its own (an address, an interface) counts as the one rule that it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from vipscope.dataplane.naming import service_of
 from vipscope.snapshot import Rule, Verdict
@@ -29,7 +29,7 @@ class _TakenError(Exception):
 
 def service_depths(
     base_chains: Iterable[Chain],
-    rules: Callable[[Chain], Sequence[Rule]],
+    rules: Callable[[Chain], Iterable[Rule]],
     map_size: Callable[[str, str], int],
 ) -> tuple[int, ...]:
     """Depth of each Service port, ascending; empty when no packet reaches a Service.
@@ -49,7 +49,7 @@ def service_depths(
 class _Walk:
     def __init__(
         self,
-        rules: Callable[[Chain], Sequence[Rule]],
+        rules: Callable[[Chain], Iterable[Rule]],
         map_size: Callable[[str, str], int],
     ) -> None:
         self._rules = rules

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vipscope.dataplane.programmed import ProxyRule
 from vipscope.dataplane.traffic import CountedRule
-from vipscope.netlink import nfnetlink, nft_program, nft_rule
+from vipscope.netlink import nfnetlink, nft_program
 from vipscope.netlink.nfnetlink import (
     HEADER,
     NLM_F_DUMP_INTR,
@@ -29,7 +29,8 @@ from vipscope.netlink.nfnetlink import (
     string_attribute,
     text,
 )
-from vipscope.snapshot import BrokenError, Rule
+from vipscope.netlink.nft_order import HANDLE, RuleOrder
+from vipscope.snapshot import BrokenError
 
 FAMILIES = {1: "inet", 2: "ipv4", 3: "arp", 5: "netdev", 7: "bridge", 10: "ipv6"}
 """NFPROTO_* -> label."""
@@ -270,11 +271,14 @@ class Reader:
         body = string_attribute(1, table)
         return self._socket.count(Get.RULE, family, body, 2, chains)
 
-    def rules(self, family: int, table: str, chain: str) -> list[Rule]:
-        """The rules of a chain, in order."""
+    def rules(self, family: int, table: str, chain: str) -> RuleOrder:
+        """The rules of a chain, in order; none where it is not there."""
         body = string_attribute(1, table) + string_attribute(2, chain)
-        decode = nft_rule.Decoder()
-        return [decode(payload) for _, _, payload in self._socket.dump(Get.RULE, family, body)]
+        order = RuleOrder()
+        for _, _, payload in self._socket.dump(Get.RULE, family, body):
+            # An answer names table and chain as the question does, and then the handle.
+            order.read(payload, len(body) + len(HANDLE))
+        return order
 
     def proxy_rules(
         self, decoder: nft_program.Decoder, family: int, table: str, chain: str

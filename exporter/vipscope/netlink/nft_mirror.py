@@ -1,14 +1,15 @@
 """nf_tables as it is now, kept so at the cost of what changes.
 
 A mirror is read once in full. After that it takes the kernel's notifications: chains, sets and
-elements follow from these alone; a chain whose rules changed is read again, and only it. Two orders
-make this exact: the notifications are subscribed to before the full read, and whoever uses the
+elements follow from these alone, and the rules of chains that a first packet passes where what is
+told of them fits; any other chain whose rules changed is read again, and only it. Two orders make
+this exact: the notifications are subscribed to before the full read, and whoever uses the
 mirror compares the kernel's generation with that of the last commit it was told of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vipscope.dataplane.depth import service_depths
@@ -35,6 +36,7 @@ from vipscope.netlink.nft_notify import (
     SetChange,
     TableChange,
 )
+from vipscope.netlink.nft_order import RuleOrder
 from vipscope.snapshot import Count, Rule
 
 MOST_TABLES = 64
@@ -89,8 +91,8 @@ class Mirror:
         self._tables: dict[TableKey, _Table] = {}
         self._unread_chains: set[tuple[int, str, str]] = set()
         self._unread_sets: set[tuple[int, str, str]] = set()
-        self._way: dict[tuple[int, str, str], Sequence[Rule]] = {}
-        """Rules of the chains that a first packet passes, decoded."""
+        self._way: dict[tuple[int, str, str], RuleOrder] = {}
+        """The chains that a first packet passes."""
         self._depths: dict[str, tuple[int, ...]] = {}
         """Address family -> depths; missing when they have to be walked again."""
 
@@ -141,14 +143,36 @@ class Mirror:
                 case TableChange():
                     self._remove_table(change.family, change.table)
 
-    def mark(self, chains: set[tuple[int, str, str]]) -> None:
-        """Take note of chains, as (family, table, chain), in which rules came or went."""
-        self._unread_chains |= chains
+    @property
+    def orders(self) -> Mapping[tuple[int, str, str], RuleOrder]:
+        """Chains whose rules the mirror keeps, to be told of each one that comes or goes."""
+        return self._way
+
+    def mark(
+        self,
+        chains: Iterable[tuple[int, str, str]],
+        followed: Collection[tuple[int, str, str]] = (),
+    ) -> None:
+        """Take note of chains, as (family, table, chain), in which rules came or went.
+
+        `followed` are those of them whose order was told of each. To be called after `apply`.
+        """
+        for key in chains:
+            order = self._way.get(key) if self.has_chain(*key) else None
+            if order is not None and key in followed and order.fits:
+                self._take_rules(key, order)
+            else:
+                self._unread_chains.add(key)
 
     @property
     def unread(self) -> bool:
         """Whether anything has to be read again before the mirror is what the kernel holds."""
         return bool(self._unread_chains or self._unread_sets)
+
+    @property
+    def walked(self) -> bool:
+        """Whether what `depths` told last holds for the mirror as it is now."""
+        return bool(self._depths)
 
     def refresh(self, reader: Reader) -> None:
         """Read again what changed, and only that. Raises InterruptedDumpError."""
@@ -159,13 +183,9 @@ class Mirror:
                 continue  # gone since
             if key in self._way:
                 self._way[key] = reader.rules(*key)
-                self._depths.clear()
-                rules = len(self._way[key])
+                self._take_rules(key, self._way[key])
             else:
-                rules = next(reader.count_rules(family, name, (chain,)))
-            self._set_rules(name, table, chain, rules)
-            if self._journal is not None:
-                self._journal.chains.add(key)
+                self._set_rules(key, next(reader.count_rules(family, name, (chain,))))
         for set_key in list(self._unread_sets):
             self._read_set(reader, set_key)
             self._unread_sets.discard(set_key)
@@ -247,12 +267,12 @@ class Mirror:
         )
         keys = {_way_name(key): key for _, _, key, _ in hooked}
 
-        def rules(chain: tuple[str, str]) -> Sequence[Rule]:
+        def rules(chain: tuple[str, str]) -> Iterable[Rule]:
             family, table = keys[chain[0]]
             key = family, table, chain[1]
             if key not in self._way:
                 self._way[key] = reader.rules(*key)
-            return self._way[key]
+            return self._way[key].rules()
 
         def size(table: str, name: str) -> int:
             return len(self._tables[keys[table]].sets.get(name, ()))
@@ -293,11 +313,19 @@ class Mirror:
             self._depths.clear()
         self._way.pop((chain.family, chain.table, chain.name), None)
 
-    def _set_rules(self, name: str, table: _Table, chain: str, rules: int) -> None:
+    def _take_rules(self, key: tuple[int, str, str], order: RuleOrder) -> None:
+        self._set_rules(key, len(order))
+        self._depths.clear()
+
+    def _set_rules(self, key: tuple[int, str, str], rules: int) -> None:
+        family, name, chain = key
+        table = self._tables[family, name]
         before = table.chains[chain]
         if rules != before:
             table.chains[chain] = rules
             _count(name, table, chain, rules - before, 0)
+        if self._journal is not None:
+            self._journal.chains.add(key)
 
     def _add_set(self, head: SetHead) -> None:
         if head.table != KUBE_PROXY_TABLE or head.anonymous:

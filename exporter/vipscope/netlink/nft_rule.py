@@ -10,6 +10,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 from vipscope.netlink.extensions import STATE_NEW, TARGET_VERDICTS, is_met
@@ -62,24 +64,46 @@ class Decoder:
 
     def __call__(self, payload: memoryview) -> Rule:
         """A rule message's attributes -> Rule. Raises BrokenError."""
-        shape = self._shapes.get(len(payload))
-        if shape is not None and int.from_bytes(payload, "little") & shape.mask == shape.fixed:
-            return Rule(text(payload[shape.target]))
+        (rule,) = self.all(payload, len(payload), 0)
+        return rule
+
+    def all(self, messages: memoryview, size: int, start: int) -> list[Rule]:
+        """Messages of `size` bytes, attributes from `start` on -> a Rule for each.
+
+        Raises BrokenError.
+        """
+        shape = self._shapes.get(size - start)
+        if shape is not None:
+            alike = [*struct.iter_unpack(f"={start}x{shape.alike}", messages)]
+            if alike.count(shape.values) == len(alike):
+                target = start + shape.target
+                names = struct.iter_unpack(f"={target}x{size - target}s", messages)
+                return [_conditional_jump(name) for (name,) in names]
+        ends = range(size, len(messages) + 1, size)
+        return [self._learn(messages[end - size + start : end]) for end in ends]
+
+    def _learn(self, payload: memoryview) -> Rule:
         rule = decode(payload)
         if rule.target and rule == Rule(rule.target):
             shape = _shape(payload)
-            if shape is not None and text(payload[shape.target]) == rule.target:
+            if shape is not None and text(payload[shape.target :]) == rule.target:
                 self._shapes[len(payload)] = shape
         return rule
 
 
+@lru_cache(1 << 14)
+def _conditional_jump(chain: bytes) -> Rule:
+    """A jump to a chain, named as in a message. Most are decoded again and again."""
+    return Rule(text(memoryview(chain)))
+
+
 class _Shape(NamedTuple):
-    mask: int
-    """A message as a number, with 1 where all rules of the shape have the same bits."""
-    fixed: int
-    """Those bits."""
-    target: slice
-    """Where the name of the chain stands that the rule jumps to."""
+    alike: str
+    """What is the same in all rules of the shape, as a format of struct."""
+    values: tuple[bytes, ...]
+    """That."""
+    target: int
+    """Where the name of the chain begins that the rule jumps to. It ends where the rule does."""
 
 
 _HANDLE, _POSITION = 3, 6  # NFTA_RULE_*
@@ -92,10 +116,11 @@ def _shape(payload: memoryview) -> _Shape | None:
     """The shape of a conditional jump, if its conditions are such that only their presence counts.
 
     A comparison stays one whatever it compares with, unless it is with the connection's state. In
-    the kernel's usual layout the chain's name is the last thing in the last expression.
+    the kernel's usual layout the chain's name is the last thing in the last expression, and that
+    the last one in the rule.
     """
-    mask = bytearray(b"\xff" * len(payload))
-    target = slice(0)
+    mask = bytearray(b"\1" * len(payload))
+    target = len(payload)
     for kind, start, end in _spans(payload):
         if kind in (_HANDLE, _POSITION):
             mask[start:end] = bytes(end - start)
@@ -108,10 +133,10 @@ def _shape(payload: memoryview) -> _Shape | None:
                 for begin, stop in _variable(name, packed):
                     at = start + first - 4
                     mask[at + begin : at + stop] = bytes(stop - begin)
-                target = slice(start + first - 4 + _JUMP_EXPRESSION.size, start + last)
-    mask[target] = bytes(max(0, target.stop - target.start))
-    bits = int.from_bytes(mask, "little")
-    return _Shape(bits, int.from_bytes(payload, "little") & bits, target)
+                target = start + first - 4 + _JUMP_EXPRESSION.size
+    mask[target:] = bytes(max(0, len(payload) - target))
+    alike = "".join(f"{len([*run])}{'s' if same else 'x'}" for same, run in groupby(mask))
+    return _Shape(alike, struct.unpack(alike, payload), target)
 
 
 def _variable(name: bytes, packed: memoryview) -> Iterator[tuple[int, int]]:
