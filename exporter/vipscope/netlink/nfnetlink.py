@@ -39,6 +39,9 @@ RECEIVE_TIMEOUT = 5
 """Seconds; the kernel answers a dump while it is asked, so silence means something is wrong."""
 SILENT = f"no answer from the kernel in {RECEIVE_TIMEOUT} s"
 
+_LAST = (NLMSG_ERROR, NLMSG_DONE)
+"""Types of message that end an answer, with the error's number behind the header."""
+
 _MESSAGE = struct.Struct("=IHHIIBBH")
 _LENGTH_TYPE = struct.Struct("=HH")
 
@@ -127,7 +130,7 @@ def messages(data: memoryview) -> Iterator[tuple[int, int, int, int, memoryview]
         length, kind, flags, _, _, family, _, resource = _MESSAGE.unpack_from(data, offset)
         if length < HEADER or offset + length > end:
             raise BrokenError(f"netlink message of {length} bytes where {end - offset} are left")
-        if kind in (NLMSG_ERROR, NLMSG_DONE):
+        if kind in _LAST:
             check_error(data[offset : offset + length])
         yield kind, flags, family, socket.ntohs(resource), data[offset + HEADER : offset + length]
         offset += (length + 3) & ~3
@@ -234,6 +237,7 @@ class GetSocket:
         get, flags = Get(get), NLM_F_REQUEST | NLM_F_DUMP
         send, receive, buffer = self._socket.send, self._socket.recv_into, self.buffer
         words, halves = self.view.cast("I"), self.view.cast("H")
+        whole = int(socket.MSG_TRUNC)
         packed: dict[int, tuple[bytes, bytes]] = {}
         for name in names:
             data = name.encode("utf-8", "surrogateescape")
@@ -247,13 +251,14 @@ class GetSocket:
             objects = 0
             while True:
                 try:
-                    length = receive(buffer, 0, socket.MSG_TRUNC)
+                    length = receive(buffer, 0, whole)
                 except BlockingIOError:
                     raise BrokenError(SILENT) from None
-                if halves[2] in (NLMSG_DONE, NLMSG_ERROR):
+                if halves[2] in _LAST:
                     if length < HEADER:
                         raise BrokenError(f"netlink message cut off after {length} bytes")
-                    check_error(self.view)
+                    if words[4]:
+                        check_error(self.view)
                     break
                 objects += tally(words, length)
             yield objects

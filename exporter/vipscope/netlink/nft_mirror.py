@@ -117,12 +117,18 @@ class Mirror:
                 self._add_chain(chain)
         for each in reader.sets():
             self._add_set(each)
-        self._unread_chains.clear()
-        for (family, name), table in self._tables.items():
-            names = list(table.chains)
-            table.chains = dict(zip(names, reader.count_rules(family, name, names), strict=True))
-            _recount(name, table)
         self.refresh(reader)
+        self.depths(reader)
+        for (family, name), table in self._tables.items():
+            read = {
+                chain: len(order)
+                for (of, at, chain), order in self._way.items()
+                if (of, at) == (family, name) and chain in table.chains
+            }
+            names = [chain for chain in table.chains if chain not in read]
+            rules = reader.count_rules(family, name, names)
+            table.chains = dict(zip(names, rules, strict=True)) | read
+            _recount(name, table)
         if self._journal is not None:
             self._journal.refilled = True
 
