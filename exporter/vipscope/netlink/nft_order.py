@@ -68,7 +68,7 @@ class RuleOrder:
 
         Raises BrokenError.
         """
-        rest = size - at - 20
+        rest = size - at - (_NUMBER + len(_POSITION) + _NUMBER)
         if not self.fits or rest < 0:  # a rule without expressions is shorter
             self.lose()
             return
