@@ -170,6 +170,15 @@ async def test_a_snapshot_once_taken_does_not_change() -> None:
         assert runner.snapshot is not before
 
 
+async def test_who_waits_for_another_snapshot_wakes_at_each() -> None:
+    async with running(stub("conntrack", healthy)) as runner:
+        for _ in range(3):
+            before = runner.snapshot
+            async with asyncio.timeout(5):
+                await runner.replaced()
+            assert runner.snapshot is not before
+
+
 async def test_a_wait_that_fails_is_logged_and_does_not_become_a_busy_loop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -11,12 +11,14 @@ import pytest
 from vipscope.settings import (
     COLLECTORS,
     Address,
+    DoctorSettings,
     Settings,
     SettingsError,
     Target,
     TraceSettings,
     environment_name,
     load,
+    load_doctor,
     load_trace,
     parser,
 )
@@ -320,3 +322,25 @@ def test_a_wrong_value_of_a_trace_is_named_with_its_flag(argument: str) -> None:
 def test_a_wrong_command_line_of_a_trace_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SettingsError):
         load_trace(arguments, {})
+
+
+# --- vipscope doctor ------------------------------------------------------------------------------
+
+
+def test_the_doctor_takes_what_serve_takes_with_defaults_for_a_single_look() -> None:
+    assert load_doctor([], {}) == DoctorSettings()
+    settings = load_doctor(["--role=node", "-o", "json"], {"VIPSCOPE_DRIFT_GRACE": "1"})
+    assert settings.output == "json"
+    assert settings.drift_grace == 1.0
+    assert "cluster" not in settings.collectors
+    assert (settings.cpu_budget, settings.top_services, settings.log_level) == (1.0, 1000, "error")
+    assert load_doctor(["--cpu-budget=3"], {"VIPSCOPE_OUTPUT": "json"}).cpu_budget == 0.03
+
+
+def test_the_doctor_never_asks_for_the_lease() -> None:
+    assert load_doctor(["--lease=a/b"], {"VIPSCOPE_LEASE": "c/d"}).lease == ""
+
+
+def test_the_form_of_the_report_is_one_of_two() -> None:
+    with pytest.raises(SettingsError, match="text, json"):
+        load_doctor(["-o", "yaml"], {})

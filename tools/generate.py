@@ -1,8 +1,8 @@
 """`make generate`: write what is derived from the code, so that no document can drift from it.
 
 exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
-excerpts of /metrics and of a trace from golden files, which are what vipscope says of a captured
-node.
+excerpts of /metrics and of what the other commands print from golden files, which are what vipscope
+says of a captured node.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ METRICS = ROOT / "exporter" / "METRICS.md"
 README = ROOT / "README.md"
 GOLDEN = ROOT / "tests" / "golden" / "iptables.prom"
 TRACE = ROOT / "tests" / "golden" / "trace.txt"
+DOCTOR = ROOT / "tests" / "golden" / "doctor.txt"
 
 SHOWN = (
     PROXY_MODE.select(mode="iptables"),
@@ -96,6 +97,8 @@ def readme() -> str:
     text = replace_region(
         text, "trace", f"```\n$ vipscope trace ns-0/svc-0\n{TRACE.read_text()}```\n"
     )
+    report = f"```\n$ vipscope doctor\n{DOCTOR.read_text()}```\n"
+    text = replace_region(text, "doctor", report)
     return replace_region(text, "trace flags", flags_table(settings.trace_parser()))
 
 

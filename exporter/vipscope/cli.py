@@ -9,16 +9,18 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vipscope import __version__, logs
 from vipscope.budget import Budget
 from vipscope.collectors import ALL
 from vipscope.diagnosis.report import as_json, as_text
+from vipscope.doctor import Diagnosis, examine
 from vipscope.exposition import Exposition
 from vipscope.runner import Runner
 from vipscope.server import ListenError, Server
-from vipscope.settings import Settings, SettingsError, load, load_trace
+from vipscope.settings import Settings, SettingsError, load, load_doctor, load_trace
 from vipscope.snapshot import Node
 from vipscope.sources import Sources
 
@@ -71,16 +73,31 @@ def trace(arguments: Sequence[str]) -> int:
     return 0 if report.is_clear else EXIT_FAILED
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"serve": serve, "trace": trace}
+def doctor(arguments: Sequence[str]) -> int:
+    """Print what is wrong; 0 when nothing is broken."""
+    settings = load_doctor(arguments, os.environ)
+    logs.configure(settings.log_level, settings.log_format)
+    snapshot = asyncio.run(examine(_runner(settings), settings.drift_grace, _say))
+    diagnosis = Diagnosis(snapshot, time.time())
+    print(diagnosis.as_json() if settings.output == "json" else diagnosis.as_text(), end="")
+    return EXIT_FAILED if diagnosis.is_broken else 0
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "trace": trace,
+    "doctor": doctor,
+}
+
+
+def _say(progress: str) -> None:
+    print(f"vipscope: {progress}", file=sys.stderr, flush=True)
 
 
 async def _serve(settings: Settings) -> int:
     stop = _stop_on_signals()
-    budget, sources = Budget(settings.cpu_budget), Sources()
-    node = Node(settings.node_name, platform.release())
-    enabled = [kind(settings, budget, sources) for kind in ALL if kind.name in settings.collectors]
-    disabled = [kind.name for kind in ALL if kind.name not in settings.collectors]
-    runner = Runner(node, enabled, disabled, budget)
+    runner = _runner(settings)
+    node = runner.snapshot.node
     server = Server(settings, runner, Exposition())
     try:
         await server.start()
@@ -93,6 +110,15 @@ async def _serve(settings: Settings) -> int:
     log.info("stopping")
     await asyncio.gather(server.stop(), runner.stop())
     return 0
+
+
+def _runner(settings: Settings) -> Runner:
+    """The enabled collectors, not started yet."""
+    budget, sources = Budget(settings.cpu_budget), Sources()
+    node = Node(settings.node_name, platform.release())
+    enabled = [kind(settings, budget, sources) for kind in ALL if kind.name in settings.collectors]
+    disabled = [kind.name for kind in ALL if kind.name not in settings.collectors]
+    return Runner(node, enabled, disabled, budget)
 
 
 def _stop_on_signals() -> asyncio.Event:

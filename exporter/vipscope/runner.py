@@ -41,6 +41,8 @@ class Runner:
         self._budget = budget
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
+        self._replaced = asyncio.Event()
+        """Set when the present snapshot is replaced; the next one has another."""
         for name in disabled:
             self._publish(name, Reading(Outcome.DISABLED))
 
@@ -55,6 +57,10 @@ class Runner:
     def ready(self) -> bool:
         """Whether each enabled collector has had a first outcome."""
         return not self.waiting
+
+    async def replaced(self) -> None:
+        """Return when there is another snapshot than now."""
+        await self._replaced.wait()
 
     def start(self) -> None:
         """Start a task for each collector."""
@@ -124,6 +130,8 @@ class Runner:
 
     def _publish(self, name: str, reading: Reading) -> None:
         self.snapshot = self.snapshot.with_reading(name, reading)
+        self._replaced.set()
+        self._replaced = asyncio.Event()
 
     @staticmethod
     def _log_change(name: str, previous: Reading | None, reading: Reading) -> None:

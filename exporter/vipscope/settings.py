@@ -178,6 +178,9 @@ _KUBECONFIG = partial(
     "kubeconfig", "", parse_optional_path,
     "Path of a kubeconfig. Empty: the pod's service account.",
 )  # fmt: skip
+_OUTPUT = partial(
+    _setting, "output", "text", one_of("text", "json"), "Form of the report: text or json."
+)
 _PROCFS = partial(_setting, "path.procfs", "/proc", Path, "Where procfs is mounted.")
 
 
@@ -349,8 +352,30 @@ class TraceSettings:
         "cluster-domain", "cluster.local", parse_domain, "DNS domain of the cluster."
     )
     """Default cluster.local, the kubelet's in nearly all clusters."""
-    output: str = _setting("output", "text", one_of("text", "json"), "Form of the report.")
+    output: str = _OUTPUT()
     """Default text. json is for programs and has all evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorSettings(Settings):
+    """All settings of `vipscope doctor`: those of `serve`, some with defaults for a single look."""
+
+    output: str = _OUTPUT()
+    """As in `TraceSettings`."""
+    top_services: int = _setting(
+        "top-services", "1000", parse_top, "Services of each kind of drift that are named."
+    )
+    """Default 1000: all, for here no series is kept for each."""
+    cpu_budget: float = _setting(
+        "cpu-budget", "100", parse_share,
+        "Percentage of one core that all reads together may cost; past it they become rarer.",
+    )  # fmt: skip
+    """Default 1.0: somebody waits for it, once."""
+    log_level: str = _setting(
+        "log.level", "error", one_of("debug", "info", "warning", "error"),
+        "Least severe messages that are logged.",
+    )  # fmt: skip
+    """Default error: how reads ended is in the report."""
 
 
 def environment_name(flag: str) -> str:
@@ -369,12 +394,35 @@ def parser() -> argparse.ArgumentParser:
         prog="vipscope",
         description="Export what this node's kernel holds for Kubernetes Services.",
         epilog="Each flag is also an environment variable: --web.listen-address is "
-        f"{environment_name('web.listen-address')}. Another command is `vipscope trace`, which "
-        "tells why a Service cannot be reached: see `vipscope trace --help`.",
+        f"{environment_name('web.listen-address')}. Other commands are `vipscope trace`, which "
+        "tells why a Service cannot be reached, and `vipscope doctor`, which tells what is wrong; "
+        "each has its own --help.",
         allow_abbrev=False,
     )
     result.add_argument("--version", action="version", version=f"vipscope {__version__}")
     _add_flags(result, Settings)
+    _add_collectors(result)
+    return result
+
+
+def doctor_parser() -> argparse.ArgumentParser:
+    """The command line of `vipscope doctor`, as --help prints it."""
+    result = _Parser(
+        prog="vipscope doctor",
+        description="Read everything once, compare it, and print what is wrong, worst first, with "
+        "what to do about it. It changes nothing.",
+        epilog="Exit status: 0 nothing is broken, 1 something is, 2 wrongly called. Each flag is "
+        f"also an environment variable: --drift.grace is {environment_name('drift.grace')}. It "
+        "takes all flags and variables of `vipscope serve`; those of web and lease do nothing.",
+        allow_abbrev=False,
+    )
+    _add_flags(result, DoctorSettings, {"output": "-o"})
+    _add_collectors(result)
+    return result
+
+
+def _add_collectors(result: argparse.ArgumentParser) -> None:
+    """The flags that choose collectors."""
     result.add_argument(
         "--collector.disable-defaults",
         dest="disable_defaults",
@@ -390,7 +438,6 @@ def parser() -> argparse.ArgumentParser:
             default=None,
             help=f"Read {text}.",
         )
-    return result
 
 
 def trace_parser() -> argparse.ArgumentParser:
@@ -446,6 +493,18 @@ def load_trace(arguments: Sequence[str], environment: Mapping[str, str]) -> Trac
     flags = trace_parser().parse_args(list(arguments))
     target = _parse(parse_target, flags.target, "NAMESPACE/SERVICE[:PORT]")
     return TraceSettings(target, **_values(TraceSettings, flags, environment))
+
+
+def load_doctor(arguments: Sequence[str], environment: Mapping[str, str]) -> DoctorSettings:
+    """The same of `vipscope doctor`. Raises SettingsError.
+
+    Without a Lease, whatever a pod's variables say: to ask for one is to write, and to look on
+    standby is to see nothing.
+    """
+    flags = doctor_parser().parse_args(list(arguments))
+    result = DoctorSettings(**_values(DoctorSettings, flags, environment))
+    collectors = _collectors(flags, environment, result.role)
+    return dataclasses.replace(result, collectors=collectors, lease="")
 
 
 def _values(

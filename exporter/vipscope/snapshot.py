@@ -228,8 +228,9 @@ class Cluster:
     """Change (added, removed, ready, unready, terminating) -> endpoints since the start."""
     service_changes: Mapping[tuple[str, str], int]
     """(namespace, name) -> changes of its endpoints while it had a series; ("", ""): the rest."""
-    unroutable: frozenset[tuple[str, str, str, str]]
-    """(namespace, name, port, reason) of each Service port that routes to nobody."""
+    unroutable: Mapping[tuple[str, str, str, str], str]
+    """(namespace, name, port, reason) of each Service port that routes to nobody -> what is
+    missing, by name, for people: of many Pods or labels the first few."""
     unroutable_services: Mapping[str, int]
     """Reason that was looked for -> Services with a port of that reason."""
     watches: Mapping[str, Watch]
@@ -288,6 +289,8 @@ class Drift:
     """No more of a reason than have series of their own."""
     unroutable_services: Mapping[str, int]
     """Reason that this node can tell -> Services with a port of that reason."""
+    undecided: bool
+    """Whether something disagrees that may still pass within the grace period."""
     new_connections: Mapping[tuple[str, str, str], int] | None
     """(namespace, service, port) -> connections seen since the start, of the busiest; ("", "", "")
     for all others. None in modes whose rules do not count; so is the next."""

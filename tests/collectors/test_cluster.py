@@ -139,7 +139,9 @@ async def test_each_faulty_service_has_exactly_its_reason_and_the_others_none(
 ) -> None:
     async with site(tmp_path, server.url) as running:
         record = await running.read()
-    assert record.unroutable == {("faults", name, "http", reason) for name, reason in FAULTS}
+    assert record.unroutable.keys() == {("faults", name, "http", reason) for name, reason in FAULTS}
+    mismatch = record.unroutable["faults", "selector-mismatch", "http", "selector_matches_no_pods"]
+    assert "version=v2" in mismatch
     assert record.unroutable_services == Counter(reason for _, reason in FAULTS)
 
 

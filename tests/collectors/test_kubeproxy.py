@@ -241,6 +241,15 @@ async def test_a_missed_answer_does_not_make_a_pending_sync_look_fresh() -> None
     assert pending[2] >= 1000
 
 
+async def test_the_comparison_hears_of_its_mode_when_that_changes() -> None:
+    async with serving(proxyMode=answer("nftables")) as url, collector(url, url) as reader:
+        await reader.read()
+        assert reader.sources.news.is_set()
+        reader.sources.news.clear()
+        await reader.read()
+        assert not reader.sources.news.is_set()
+
+
 async def test_it_is_read_again_after_it_was_down() -> None:
     port = unused_port()
     application = web.Application()

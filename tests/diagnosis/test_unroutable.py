@@ -118,7 +118,7 @@ def test_the_captured_faults_are_explained_by_name() -> None:
         for name in FAULTS
     }
     assert details == {
-        "lb-pending": "no load balancer has given it an address in 976 s",
+        "lb-pending": "no load balancer has given it an address since 2026-11-23T12:13:44Z",
         "named-port-missing": "no Pod has a port TCP 'web': named-0, named-1",
         "no-pods": "no Pod carries app=nobody",
         "no-selector": "no selector, and nobody has made an EndpointSlice",

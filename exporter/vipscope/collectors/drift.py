@@ -264,6 +264,7 @@ class DriftCollector(Collector):
                 NOT_PROGRAMMED: len(report.not_programmed),
                 STALE_BACKENDS: len(report.stale),
             },
+            undecided=source.doubted is not None,
             new_connections=self._traffic.connections if self._traffic else None,
             imbalance=self._traffic.imbalance if self._traffic else None,
             same_zone_ratio=comparison.same_zone_ratio if self._place.zone else None,

@@ -95,10 +95,13 @@ class KubeProxyCollector(Collector):
         now = time.time()
         if state.queued:  # an answer that did not come is no reason to forget
             self._pending = pending_since(state, self._pending)
-        self.sources.said_mode = parse_mode(mode.body) if mode.status == 200 else None
+        said = parse_mode(mode.body) if mode.status == 200 else None
+        if said != self.sources.said_mode:
+            self.sources.said_mode = said
+            self.sources.news.set()
         return KubeProxy(
             healthy=is_healthy(health, mode, metrics),
-            mode=self.sources.said_mode,
+            mode=said,
             sync_pending_seconds=pending_seconds(state, self._pending, now),
             last_sync=min(state.synced.values(), default=None),
             restore_failures=state.restore_failures,

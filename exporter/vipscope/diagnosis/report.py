@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -82,15 +82,15 @@ def _lines(report: Report) -> Iterator[str]:
             yield ""
             yield subject
         yield f"{step.verdict.value:8}{step.title}: {step.summary}"
-        yield from (f"{'':10}{line}" for line in _shortened(step.evidence))
-        if step.advice:
-            yield f"{'':8}> {step.advice}"
+        yield from details(step.evidence, step.advice)
     yield ""
     yield f"{report.verdict.value}: {report.conclusion}"
 
 
-def _shortened(evidence: Iterable[str]) -> Iterator[str]:
-    lines = list(evidence)
-    yield from lines[:MOST_EVIDENCE]
-    if len(lines) > MOST_EVIDENCE:
-        yield f"and {len(lines) - MOST_EVIDENCE} more"
+def details(evidence: Sequence[str], advice: str) -> Iterator[str]:
+    """What stands for people below the line that they belong to; not escaped yet."""
+    yield from (f"{'':10}{line}" for line in evidence[:MOST_EVIDENCE])
+    if len(evidence) > MOST_EVIDENCE:
+        yield f"{'':10}and {len(evidence) - MOST_EVIDENCE} more"
+    if advice:
+        yield f"{'':8}> {advice}"

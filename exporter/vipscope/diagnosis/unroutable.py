@@ -225,10 +225,9 @@ def _pending(service: Service, now: float, pending_after: float) -> _Cause | Non
         return None
     if any(one.ip or one.hostname for one in ingress):
         return None
-    age = now - datetime.fromisoformat(created).timestamp()
-    if age <= pending_after:
+    if now - datetime.fromisoformat(created).timestamp() <= pending_after:
         return None
-    return Reason.LOAD_BALANCER_PENDING, f"no load balancer has given it an address in {age:.0f} s"
+    return Reason.LOAD_BALANCER_PENDING, f"no load balancer has given it an address since {created}"
 
 
 def _endpoints(
@@ -281,11 +280,11 @@ def _is_sidecar(container: Container) -> bool:
 
 
 def _describe(miss: NearestMiss) -> str:
-    none = ", ".join(miss.carried_by_none)
+    none = _some(miss.carried_by_none)
     lead = f"no Pod carries {none}" if none else "no Pod carries all labels of the selector"
     if not miss.pods:
         return lead
-    return f"{lead}; nearest, lacking {', '.join(miss.lacking)}: {_some(miss.pods)}"
+    return f"{lead}; nearest, lacking {_some(miss.lacking)}: {_some(miss.pods)}"
 
 
 def _names(pods: Iterable[Pod]) -> str:

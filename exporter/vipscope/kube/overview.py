@@ -87,11 +87,11 @@ class Overview:
             slice_event_bytes=churn.bytes,
             endpoint_changes=dict(churn.changes),
             service_changes=churn.by_service.counts,
-            unroutable=frozenset(
-                (*service, port.port, port.reason.value)
+            unroutable={
+                (*service, port.port, port.reason.value): port.detail
                 for service, ports in troubles.found.items()
                 for port in ports
-            ),
+            },
             unroutable_services=dict(troubles.services()),
             watches=self._watches.told(),
         )
