@@ -39,10 +39,12 @@ from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.collectors.kubeproxy import parse_metrics
 from vipscope.collectors.nftables import Nftables
 from vipscope.collectors.xtables import Xtables
-from vipscope.exposition import Exposition, choose_encoder, nearest_rank
+from vipscope.dataplane.depth import nearest_rank
+from vipscope.exposition import Exposition, choose_encoder
 from vipscope.netlink import ipvs as ipvs_netlink
 from vipscope.netlink import links
 from vipscope.netlink.nf_tables import Reader
+from vipscope.probe.prober import BOUNDS, PATHS
 from vipscope.runner import Runner
 from vipscope.server import Server
 from vipscope.settings import COLLECTORS, Address, Settings
@@ -53,10 +55,12 @@ from vipscope.snapshot import (
     Count,
     Drift,
     Follow,
+    Histogram,
     KubeProxy,
     Node,
     Outcome,
     Pressure,
+    Probes,
     Reading,
     Record,
     Ruleset,
@@ -201,6 +205,15 @@ def _kube_proxy(mode: str) -> Stub:
     return stub("kubeproxy", read)
 
 
+async def _probes(_: Stub) -> Record:
+    spread = Histogram(BOUNDS, (1, 2, 3) + (0,) * (len(BOUNDS) - 2), 0.0009765625)
+    return replace(
+        PROBES,
+        durations={("web", path): spread for path in PATHS},
+        failures={("web", path, "refused"): number for number, path in enumerate(PATHS)},
+    )
+
+
 def _captured_procfs(directory: Path) -> Path:
     """The files of procfs that IPVS has on the captured node."""
     sysctls = directory / "sys/net/ipv4/vs"
@@ -225,6 +238,7 @@ async def _exposed(node: GoldenNode, procfs: Path) -> dict[str, str]:
         stub("conntrack", _conntrack),
         stub("pressure", _pressure),
         _kube_proxy(node.kube_proxy),
+        stub("probe", _probes),
     ]
 
     async def change(runner: Runner) -> None:
@@ -552,6 +566,34 @@ async def test_a_scraper_that_hangs_up_takes_nothing_from_the_others() -> None:
     text, _ = await second
     assert first.cancelled()
     assert samples_of(text.decode(), m.GENERATION) == {(): 7}
+
+
+PROBES = Probes(
+    durations={},
+    failures={},
+    handshakes={("web", "vip"): (0.00025,) * 10, ("web", "direct"): (0.000125,) * 10},
+    loopback={"ipv4": (130e-6,) * 10, "ipv6": ()},
+)
+
+
+def first_packet_cost(*rulesets: Ruleset) -> dict[str, float]:
+    counted = dict(zip(("nftables", "xtables"), map(ok, rulesets), strict=False))
+    what = snapshot(**counted, probe=ok(PROBES))
+    samples = samples_of(rendered(what), m.FIRST_PACKET_COST)
+    return {kind: value for (kind,), value in samples.items()}
+
+
+def test_the_modelled_cost_takes_the_depth_of_the_ruleset_that_was_counted() -> None:
+    deep = replace(RULESET, depths={"ipv4": (500, 1000), "ipv6": (1, 9000)})
+    assert first_packet_cost(deep) == pytest.approx({"measured": 125e-6, "modelled": 50e-6})
+    only_ipv6 = replace(RULESET, depths={"ipv6": (1, 9000)})
+    assert first_packet_cost(only_ipv6) == {"measured": 125e-6}
+
+
+def test_without_one_known_ruleset_there_is_no_modelled_cost() -> None:
+    assert first_packet_cost() == {"measured": 125e-6}
+    leftovers = replace(RULESET, backend="legacy")
+    assert first_packet_cost(RULESET, leftovers) == {"measured": 125e-6}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The exporter changes nothing: every system call of a whole process that could, looked at.
 
 It runs under strace with all its collectors, while the ruleset changes and is scraped: in a network
-namespace with both backends of iptables and kube-proxy's own table, and in a kernel with IPVS.
+namespace with both backends of iptables and kube-proxy's own table, and in a kernel with IPVS. What
+it sends by TCP and UDP goes to whom it was told, or to itself.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ from vipscope.netlink.xtables import Option
 
 CAPTURES = Path(__file__).parent / "captures"
 URL = "http://127.0.0.1:9908"
+PROBES = (
+    "--probe.interval=0.1",
+    "--probe.target=four=http://127.0.0.1:9908/healthz,direct=127.0.0.1:9908",
+    "--probe.target=six=tcp://[::1]:9908,direct=[::1]:9908",
+    "--probe.target=dns=dns://127.0.0.1:53,direct=[::1]:53",
+)
+"""The exporter probes itself, and what nobody serves."""
 
 SENDING = "sendto sendmsg sendmmsg write writev pwrite64 pwritev pwritev2 sendfile splice"
 OPENING = "open openat openat2 creat"
@@ -65,6 +73,8 @@ SOCKET_OPTIONS = {
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY),
     (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+    # of the prober's, so that its connections leave nothing behind
+    (socket.SOL_SOCKET, socket.SO_LINGER),
 }
 """(level, option) that may be set. Those of SOL_IP and SOL_IPV6 above 63 would change rulesets."""
 NETFILTER_OPTIONS = {*Option, IP_VS_SO_GET_INFO}
@@ -195,7 +205,7 @@ def netfilter_state() -> Mapping[str, str]:
 def watch_rulesets(trace: Path) -> tuple[list[str], Mapping[str, str], Mapping[str, str]]:
     """The calls, and the state before and after."""
     before = netfilter_state()
-    lines = watch(trace, nft_transactions)
+    lines = watch(trace, nft_transactions, *PROBES)
     return lines, before, netfilter_state()
 
 
@@ -230,6 +240,14 @@ _NUMBER = r"(?:0x[0-9a-f]+|\d+)"
 _ORED = rf"{_NUMBER}(?:\|{_NUMBER})*"
 _KERNEL = r"(?:NULL, 0|\{sa_family=0x10, nl_pid=0, nl_groups=0+\}, 12)"
 """The receiver of a netlink message: none is the kernel too."""
+_OWN_ADDRESS = re.compile(
+    r'sin_addr="\\x(?:7f\\x00\\x00\\x01|00\\x00\\x00\\x00)"'
+    r'|sin6_addr="(?:\\x00){15}\\x0[01]"'
+    r"|sa_family=0x10, nl_pid=0|sa_family=0,"
+)
+"""To whom the exporter connects here: kube-proxy and the prober's targets on loopback, and the
+kernel. getaddrinfo() asks for the way to the address on which the exporter listens, any, and
+disconnects again."""
 _CALL = re.compile(r"\d+ +(\w+)\((.*)")
 _DESCRIPTOR = re.compile(r"(\d+)<(.*?)>(?:\(deleted\))?, ")
 
@@ -262,6 +280,12 @@ def message_types(arguments: str) -> set[int]:
     return {int(high, 0) << 8 | int(low, 0) if low else int(high, 0) for high, low in types}
 
 
+def assert_stays_here(lines: list[str]) -> None:
+    """Judge to whom the exporter connects."""
+    for _, arguments in calls(lines, "connect"):
+        assert _OWN_ADDRESS.search(arguments), arguments
+
+
 def assert_reads_only(lines: list[str], *may_send: str) -> set[int]:
     """Judge every call. The types of netlink messages that were sent.
 
@@ -282,6 +306,8 @@ def assert_reads_only(lines: list[str], *may_send: str) -> set[int]:
         else:
             kinds = ("TCP:", "TCPv6:", "UNIX-STREAM:", *may_send)
             assert descriptor[2].startswith(kinds) or int(descriptor[1]) <= 2, arguments
+            # Only to whom its socket is connected, so that what follows sees them all.
+            assert name != "sendto" or re.search(r", NULL, 0(?:\)| <)", arguments), arguments
     assert sent <= REQUESTS
 
     for _, arguments in calls(lines, "setsockopt"):
@@ -316,11 +342,16 @@ def test_nothing_is_changed_in_a_namespace_with_every_kind_of_ruleset(tmp_path: 
         generation = namespace.generation()
         lines, before, after = namespace.call(watch_rulesets, tmp_path / "trace")
         assert namespace.generation() == generation + 2
-    sent = assert_reads_only(lines)
+    sent = assert_reads_only(lines, "UDP:", "UDPv6:")
+    assert_stays_here(lines)
     assert sent - {RTM_GETADDR} == set(Get) - {Get.CONNTRACK}
     assert after == before
     asked = {numbers(arguments)[1] for _, arguments in calls(lines, "getsockopt")}
     assert asked >= set(Option)
+    connected = {
+        arguments.partition("<")[2].partition(":")[0] for _, arguments in calls(lines, "connect")
+    }
+    assert connected >= {"TCP", "TCPv6", "UDP", "UDPv6"}  # so the prober was at work
 
 
 def watch_trace(trace: Path) -> tuple[list[str], Mapping[str, str], Mapping[str, str]]:
@@ -370,6 +401,12 @@ def sendto(kind: str, flags: str = "0x1", *, fits: bool = True) -> str:
     return f"7 sendto(8<NETLINK:[NETFILTER:9]>, [{{{message}}}, {{}}], 20, 0, NULL, 0) = 20"
 
 
+def connect(address: str) -> str:
+    """The same for a connection by TCP."""
+    where = f'sa_family=0x2, sin_port="\\x00\\x50", sin_addr="{address}"'
+    return f"7 connect(8<TCP:[1]>, {{{where}}}, 16) = -1 EINPROGRESS (Operation now in progress)"
+
+
 HARMLESS = [
     '7 execve("/usr/bin/python3", ["python3"], 0x7ffc /* 3 vars */) = 0',
     "7 socket(0x10, 0x3|0x80000, 0xc) = 8<NETLINK:[1]>",
@@ -377,6 +414,8 @@ HARMLESS = [
     sendto("0xa<<8|0x7", "0x1|0x300").replace(") = 20", " <unfinished ...>"),
     '7 setsockopt(8<NETLINK:[1]>, 0x1, 0x14, "\\5\\0", 16) = 0',
     '7 openat(-100</tmp>, "/proc/stat", 0x80000) = 9</proc/stat>',
+    connect(r"\x7f\x00\x00\x01"),
+    '7 sendto(8<UDP:[1]>, "\\0", 1, 0, NULL, 0) = 1',
 ]
 
 
@@ -399,9 +438,13 @@ HARMLESS = [
         '7 finit_module(9</lib/modules/x.ko>, "", 0) = 0',
         "7 ioctl(9<UDP:[1]>, 0x8914, {}) = 0",
         "7 socket(0x10, 0x3|0x80000, 0x10) = 9<NETLINK:[1]>",
+        connect(r"\xc0\x00\x02\x01"),
+        '7 sendto(8<UDP:[1]>, "\\0", 1, 0, {sa_family=0x2, sin_port=1}, 16) = 1',
     ],
 )
 def test_each_kind_of_change_would_be_found(line: str) -> None:
-    assert assert_reads_only(HARMLESS) == {Get.GENERATION, Get.RULE}
-    with pytest.raises(AssertionError):
-        assert_reads_only([*HARMLESS, line])
+    assert assert_reads_only(HARMLESS, "UDP:") == {Get.GENERATION, Get.RULE}
+    assert_stays_here(HARMLESS)
+    with pytest.raises(AssertionError):  # noqa: PT012 - by one or the other
+        assert_reads_only([*HARMLESS, line], "UDP:")
+        assert_stays_here([*HARMLESS, line])

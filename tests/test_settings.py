@@ -12,6 +12,7 @@ from vipscope.settings import (
     COLLECTORS,
     Address,
     DoctorSettings,
+    ProbeTarget,
     Settings,
     SettingsError,
     Target,
@@ -41,6 +42,13 @@ FLAGS = {
     "--path.xtables-lock": ("/l", "xtables_lock", Path("/l")),
     "--kube-proxy.metrics-url": ("http://h:1", "kube_proxy_metrics", "http://h:1"),
     "--kube-proxy.health-url": ("http://h:2", "kube_proxy_health", "http://h:2"),
+    "--probe.target": (
+        "web=tcp://10.96.0.1:443,direct=10.0.0.1:6443",
+        "probe_targets",
+        (ProbeTarget("web", "tcp", Address("10.96.0.1", 443), (Address("10.0.0.1", 6443),), ""),),
+    ),
+    "--probe.interval": ("0.5", "probe_interval", 0.5),
+    "--probe.timeout": ("3", "probe_timeout", 3.0),
     "--log.level": ("error", "log_level", "error"),
     "--log.format": ("json", "log_format", "json"),
 }
@@ -110,6 +118,52 @@ def test_listen_addresses_repeat_and_the_variable_takes_a_list() -> None:
     assert load(flags, {}).listen_addresses == expected
     variables = {"VIPSCOPE_WEB_LISTEN_ADDRESS": "127.0.0.1:80, [::1]:81"}
     assert load([], variables).listen_addresses == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        (
+            "default/web:http=http://10.96.0.2:80/healthz?x=1,direct=10.0.0.1:80,10.0.0.2:80",
+            ProbeTarget(
+                "default/web:http", "http", Address("10.96.0.2", 80),
+                (Address("10.0.0.1", 80), Address("10.0.0.2", 80)), "/healthz?x=1",
+            ),
+        ),
+        (
+            "w=http://10.96.0.2:80,direct=10.0.0.1:80",
+            ProbeTarget("w", "http", Address("10.96.0.2", 80), (Address("10.0.0.1", 80),), "/"),
+        ),
+        (
+            "dns=dns://[fd00::a]:53/a.b,direct=[fd00::1]:53",
+            ProbeTarget("dns", "dns", Address("fd00::a", 53), (Address("fd00::1", 53),), "a.b"),
+        ),
+        (
+            "dns=dns://10.96.0.10:53,direct=10.0.0.1:53",
+            ProbeTarget(
+                "dns", "dns", Address("10.96.0.10", 53), (Address("10.0.0.1", 53),),
+                "kubernetes.default.svc.cluster.local",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_a_target_has_a_kind_a_vip_and_endpoints(text: str, target: ProbeTarget) -> None:
+    assert load([f"--probe.target={text}"], {}).probe_targets == (target,)
+
+
+def test_targets_repeat_and_the_variable_separates_them_by_blanks() -> None:
+    texts = [f"t{n}=tcp://10.96.0.{n}:80,direct=10.0.0.1:80,10.0.0.2:80" for n in (1, 2)]
+    flags = [f"--probe.target={text}" for text in texts]
+    from_flags = load(flags, {}).probe_targets
+    assert [each.name for each in from_flags] == ["t1", "t2"]
+    variable = {"VIPSCOPE_PROBE_TARGET": f" {texts[0]}\n  {texts[1]} "}
+    assert load([], variable).probe_targets == from_flags
+
+
+def test_two_targets_of_one_name_are_refused_for_their_series_would_be_one() -> None:
+    flag = "--probe.target=web=tcp://10.96.0.1:80,direct=10.0.0.1:80"
+    with pytest.raises(SettingsError, match="are called web"):
+        load([flag, flag], {})
 
 
 @pytest.mark.parametrize("text", [":9908", "127.0.0.1:80", "[::1]:80", "localhost:0"])
@@ -189,6 +243,24 @@ def test_collectors_are_chosen_by_the_role_flags_and_variables(
         "--kube-proxy.metrics-url=http://127.0.0.1",
         "--kube-proxy.metrics-url=http://127.0.0.1:0",
         "--kube-proxy.health-url=http://127.0.0.1:1/path",
+        "--probe.target=tcp://10.96.0.1:80,direct=10.0.0.1:80",
+        "--probe.target=web=tcp://10.96.0.1:80",
+        "--probe.target=web=udp://10.96.0.1:80,direct=10.0.0.1:80",
+        "--probe.target=web=tcp://web.default:80,direct=10.0.0.1:80",
+        "--probe.target=web=tcp://10.96.0.1:80,direct=pod:80",
+        "--probe.target=web=tcp://10.96.0.1:80,direct=10.0.0.1:0",
+        "--probe.target=web=tcp://10.96.0.1:80,direct=10.0.0.1:80,",
+        "--probe.target=web=tcp://10.96.0.1:80/path,direct=10.0.0.1:80",
+        "--probe.target=web=tcp://:80,direct=10.0.0.1:80",
+        "--probe.target=web=http://10.96.0.1:80/a\x7fb,direct=10.0.0.1:80",
+        "--probe.target=web=http://10.96.0.1:80/é,direct=10.0.0.1:80",
+        "--probe.target=web=dns://10.96.0.1:80/a..b,direct=10.0.0.1:80",
+        f"--probe.target=web=dns://10.96.0.1:80/{'a' * 64},direct=10.0.0.1:80",
+        "--probe.target=Web=tcp://10.96.0.1:80,direct=10.0.0.1:80",
+        f"--probe.target={'w' * 129}=tcp://10.96.0.1:80,direct=10.0.0.1:80",
+        "--probe.interval=0",
+        "--probe.interval=inf",
+        "--probe.timeout=3601",
         "--log.level=loud",
         "--log.format=xml",
     ],

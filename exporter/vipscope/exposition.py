@@ -7,7 +7,6 @@ them: the body off the event loop and once a snapshot, however many ask at once.
 from __future__ import annotations
 
 import asyncio
-import math
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +17,8 @@ from prometheus_client.registry import Collector as Registry
 
 from vipscope import __version__
 from vipscope import metrics as m
+from vipscope.dataplane import cost
+from vipscope.dataplane.depth import nearest_rank
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.snapshot import (
     Cluster,
@@ -29,6 +30,7 @@ from vipscope.snapshot import (
     KubeProxy,
     Outcome,
     Pressure,
+    Probes,
     Record,
     Ruleset,
     Snapshot,
@@ -80,9 +82,15 @@ def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
         for name, reading in sorted(snapshot.readings.items())
         if name in wanted and reading.record is not None
     ]
-    _depths(out, [each for each in records if isinstance(each, Ruleset)])
+    depths = _depths([each for each in records if isinstance(each, Ruleset)])
+    for family, ascending in depths.items():
+        for quantile in QUANTILES if ascending else ():
+            value = nearest_rank(ascending, quantile)
+            out.add(m.SERVICE_RULE_DEPTH, family, f"{quantile:g}", value=value)
     _watches(out, records)
     for record in records:
+        if isinstance(record, Probes):
+            _first_packet_cost(out, record, depths)
         _SECTIONS[type(record)](out, record)
     return out.families()
 
@@ -111,22 +119,17 @@ def _follow(out: _Families, follow: Follow) -> None:
     out.add(m.LAST_CHANGE, value=follow.last_change)
 
 
-def _depths(out: _Families, rulesets: Sequence[Ruleset]) -> None:
-    """Depths of each address family that one backend alone takes to its Services.
+def _depths(rulesets: Sequence[Ruleset]) -> Mapping[str, tuple[int, ...]]:
+    """Depths of the Services by address family; none of a family of which they are not known.
 
-    Where both do, one holds leftovers, and which of them a packet meets first is not known.
+    Where both backends have Services, one holds leftovers, and which of them a packet meets first
+    is not known.
     """
-    for family in sorted({family for ruleset in rulesets for family in ruleset.depths}):
-        found = [ruleset.depths[family] for ruleset in rulesets if family in ruleset.depths]
-        if len(found) == 1 and found[0]:
-            for quantile in QUANTILES:
-                value = nearest_rank(found[0], quantile)
-                out.add(m.SERVICE_RULE_DEPTH, family, f"{quantile:g}", value=value)
-
-
-def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
-    """The smallest value that at least `quantile` of all values do not exceed."""
-    return ascending[max(0, math.ceil(quantile * len(ascending)) - 1)]
+    by_family = {
+        family: [ruleset.depths[family] for ruleset in rulesets if family in ruleset.depths]
+        for family in sorted({family for ruleset in rulesets for family in ruleset.depths})
+    }
+    return {family: found[0] if len(found) == 1 else () for family, found in by_family.items()}
 
 
 def _ipvs(out: _Families, ipvs: Ipvs) -> None:
@@ -174,6 +177,21 @@ def _kube_proxy(out: _Families, kube_proxy: KubeProxy) -> None:
     out.add(m.KUBE_PROXY_RESTORE_FAILURES, value=kube_proxy.restore_failures)
     for key, value in sorted(kube_proxy.intended_rules.items()):
         out.add(m.KUBE_PROXY_INTENDED_RULES, *key, value=value)
+
+
+def _probes(out: _Families, probes: Probes) -> None:
+    for key2, histogram in sorted(probes.durations.items()):
+        out.add_histogram(m.PROBE_DURATION, *key2, value=histogram)
+    for key3, count in sorted(probes.failures.items()):
+        out.add(m.PROBE_FAILURES, *key3, value=count)
+
+
+def _first_packet_cost(
+    out: _Families, probes: Probes, depths: Mapping[str, tuple[int, ...]]
+) -> None:
+    out.add(m.FIRST_PACKET_COST, "measured", value=cost.measured(probes.handshakes))
+    modelled = cost.modelled(depths, probes.loopback)
+    out.add(m.FIRST_PACKET_COST, "modelled", value=modelled)
 
 
 def _cluster(out: _Families, cluster: Cluster) -> None:
@@ -255,6 +273,7 @@ _SECTIONS: Mapping[type[Record], Callable[[_Families, Any], None]] = {
     KubeProxy: _kube_proxy,
     Cluster: _cluster,
     Drift: _drift,
+    Probes: _probes,
 }
 
 

@@ -486,6 +486,32 @@ SAME_ZONE = Metric(
     "Share of the endpoints that this node sends to which are in its own zone.",
     (), "node", DRIFT,
 )  # fmt: skip
+PROBE_DURATION = Metric(
+    "vipscope_probe_duration_seconds", "histogram",
+    "Latency of the prober's connections through a Service (path vip) and straight to one of its "
+    "endpoints (direct). tcp: from the first SYN to the SYN-ACK, by the kernel's clock. http: that "
+    "and from the request to the status line. dns: from query to answer. Failures are not in it.",
+    ("probe", "path"), "node", DRIFT,
+)  # fmt: skip
+PROBE_FAILURES = Metric(
+    "vipscope_probe_failures_total", "counter",
+    "The prober's connections that failed: refused, timeout, reset, unreachable (no route, "
+    "prohibited, no port left), dns (an answer that is an error, or none to the query), http (no "
+    "status line, or a status other than 2xx and 3xx).",
+    ("probe", "path", "reason"), "node", DRIFT,
+)  # fmt: skip
+FIRST_PACKET_COST = Metric(
+    "vipscope_first_packet_cost_seconds", "gauge",
+    "What a connection's first packet pays, over the last 10 minutes. measured: median handshake "
+    "through a Service minus median handshake straight to an endpoint; where rules are checked one "
+    "after another, the straight one is checked against them all, so that it can be negative. "
+    "modelled: the median of vipscope_service_rule_depth times what a rule costs on this node. It "
+    "is calibrated on loopback, where a handshake of the prober with itself is checked against all "
+    "rules: what its median takes longer than the other address family's, or than 30 µs where both "
+    "have many rules, over the depth of the deepest Service. Where that is below 500, too few to "
+    "tell, a rule counts 25 ns. Right to about 10 µs, or 30 where both families have many.",
+    ("kind",), "node", DRIFT,
+)  # fmt: skip
 
 CATALOGUE: tuple[Metric, ...] = tuple(
     dict.fromkeys(

@@ -28,6 +28,7 @@ COLLECTORS: Mapping[str, str] = {
     "pressure": "SYN retransmits, softnet, softirq time, the xtables lock",
     "kubeproxy": "what kube-proxy says of itself on localhost",
     "drift": "the API server's Services and EndpointSlices beside what the kernel holds",
+    "probe": "latency: connections through Services and straight to their endpoints",
     "cluster": "Services, EndpointSlices and Pods of the API server",
 }
 """Every collector and what it reads. Those of the role are on by default."""
@@ -136,6 +137,69 @@ def parse_lease(text: str) -> str:
     return text
 
 
+def parse_probe_interval(text: str) -> float:
+    """Seconds, from 0.1 to an hour."""
+    if not re.fullmatch(r"[0-9]{1,4}(?:\.[0-9]+)?", text) or not 0.1 <= float(text) <= 3600:
+        raise ValueError("takes a number of seconds from 0.1 to 3600")
+    return float(text)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTarget:
+    """What the prober connects to: a Service by its VIP, and its endpoints straight."""
+
+    name: str
+    kind: str
+    """tcp, http or dns."""
+    vip: Address
+    direct: tuple[Address, ...]
+    """At least one."""
+    detail: str
+    """http: the path to ask for; dns: the name to look up; else ""."""
+
+
+PROBE_TARGET_SYNTAX = (
+    "NAME=tcp://VIP:PORT,direct=ADDRESS:PORT[,ADDRESS:PORT...], or http:// with a path behind the "
+    "port, or dns:// with a name to look up behind it"
+)
+PROBE_DETAILS = {"tcp": "", "http": "/", "dns": "kubernetes.default.svc.cluster.local"}
+"""Kind of probe -> what it asks for when the target does not say."""
+
+_PROBE_TARGET = re.compile(
+    r"([a-z0-9](?:[a-z0-9._:/-]{0,126}[a-z0-9])?)=(tcp|http|dns)://([^,/]+)(?:/([^,]*))?,direct=(.+)"
+)
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%?/-]{0,200})")
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}")
+
+
+def parse_probe_target(text: str) -> ProbeTarget:
+    """A target of the prober, as PROBE_TARGET_SYNTAX has it. Addresses are numbers, never names."""
+    match = _PROBE_TARGET.fullmatch(text)
+    if match is None:
+        raise ValueError(f"takes {PROBE_TARGET_SYNTAX}")
+    name, kind, vip, detail, direct = match.groups()
+    if kind == "http" and detail is not None:
+        detail = f"/{detail}"
+    detail = detail or PROBE_DETAILS[kind]
+    if not {"tcp": re.compile(""), "http": _PATH, "dns": _DOMAIN}[kind].fullmatch(detail):
+        raise ValueError(f"takes {PROBE_TARGET_SYNTAX}")
+    return ProbeTarget(
+        name, kind, _parse_numeric(vip), tuple(map(_parse_numeric, direct.split(","))), detail
+    )
+
+
+def _parse_numeric(text: str) -> Address:
+    """An IP address and a port above 0."""
+    address = parse_address(text)
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        raise ValueError(f"takes an IP address and a port, not {text}") from None
+    if not address.port:
+        raise ValueError("takes a port from 1 to 65535")
+    return address
+
+
 def parse_optional_path(text: str) -> Path | None:
     """A path, or None for an empty text."""
     return Path(text) if text else None
@@ -153,10 +217,19 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def _setting(
-    flag: str, default: Any, parse: Callable[[str], Any], text: str, *, repeatable: bool = False
+    flag: str,
+    default: Any,
+    parse: Callable[[str], Any],
+    text: str,
+    *,
+    repeatable: bool = False,
+    separator: str | None = ",",
 ) -> Any:
-    """A field with its flag, default and text. The default is what an operator would write."""
-    value = (parse(default),) if repeatable else parse(default)
+    """A field with its flag, default and text. The default is what an operator would write.
+
+    `separator` is what separates a repeatable one's values in its variable; None: white space.
+    """
+    value = tuple(map(parse, filter(None, [default]))) if repeatable else parse(default)
     return field(
         default=value,
         metadata={
@@ -165,6 +238,7 @@ def _setting(
             "parse": parse,
             "text": text,
             "repeatable": repeatable,
+            "separator": separator,
         },
     )
 
@@ -275,6 +349,25 @@ class Settings:
         "Where kube-proxy serves /healthz.",
     )  # fmt: skip
     """Default: kube-proxy's own default."""
+    probe_targets: tuple[ProbeTarget, ...] = _setting(
+        "probe.target", "", parse_probe_target,
+        f"What to measure latency with: {PROBE_TARGET_SYNTAX}. Repeatable; the variable takes a "
+        "list separated by blanks.",
+        repeatable=True, separator=None,
+    )  # fmt: skip
+    """Default none: only the operator knows whom a node may connect to again and again."""
+    probe_interval: float = _setting(
+        "probe.interval", "2", parse_probe_interval,
+        "Seconds between two connections to a target, on average.",
+    )  # fmt: skip
+    """Each pause is drawn from half to one and a half of it, so that nodes do not fall into step.
+    VIP and endpoints take turns. Default 2: 75 connections through the VIP in 5 minutes."""
+    probe_timeout: float = _setting(
+        "probe.timeout", "10", parse_probe_interval,
+        "Seconds after which a connection or an answer counts as failed.",
+    )  # fmt: skip
+    """Default 10: a SYN that was lost is sent again after 1 s and later. So what loss costs is
+    measured as a latency, and not mistaken for a dead target."""
     log_level: str = _setting(
         "log.level", "info", one_of("debug", "info", "warning", "error"),
         "Least severe messages that are logged.",
@@ -484,6 +577,9 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Settings from the command line and the environment. Raises SettingsError."""
     flags = parser().parse_args(list(arguments))
     result = Settings(**_values(Settings, flags, environment))
+    names = [each.name for each in result.probe_targets]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsError(f"two targets of --probe.target are called {min(twice)}")
     collectors = _collectors(flags, environment, result.role)
     return dataclasses.replace(result, collectors=collectors)
 
@@ -522,7 +618,11 @@ def _values(
         if not meta["repeatable"]:
             values[each.name] = _parse(meta["parse"], given, source)
             continue
-        texts = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+        texts = (
+            [part.strip() for part in given.split(meta["separator"])]
+            if isinstance(given, str)
+            else given
+        )
         values[each.name] = tuple(_parse(meta["parse"], text, source) for text in texts)
     return values
 

@@ -190,6 +190,21 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class Probes:
+    """What the prober has measured. Paths are vip, through the Service, and direct."""
+
+    durations: Mapping[tuple[str, str], Histogram]
+    """(probe, path) -> seconds of all that succeeded since the start."""
+    failures: Mapping[tuple[str, str, str], int]
+    """(probe, path, reason) -> failures since the start, for each reason that its kind can have."""
+    handshakes: Mapping[tuple[str, str], tuple[float, ...]]
+    """(probe, path) -> seconds of the TCP handshakes of the last minutes."""
+    loopback: Mapping[str, tuple[float, ...]]
+    """Family (ipv4, ipv6) -> seconds of the prober's handshakes with itself in the last minutes.
+    Their first packets were checked against all rules, for no Service took them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Watch:
     """How a watch of one of the API's resources fares."""
 
@@ -307,7 +322,7 @@ class Drift:
     """By resource."""
 
 
-Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy | Cluster | Drift
+Record = Ruleset | Ipvs | Conntrack | Pressure | KubeProxy | Cluster | Drift | Probes
 
 
 @dataclass(frozen=True, slots=True)

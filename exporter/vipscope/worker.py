@@ -66,8 +66,10 @@ class Worker:
         self._queue.put(work)
         return await future
 
-    def stop(self) -> None:
-        """Let the thread end after its present work."""
+    def stop(self, last: Callable[[], None] | None = None) -> None:
+        """Let the thread end after its present work, and after `last`, which must not raise."""
+        if last is not None:
+            self._queue.put(last)
         self._queue.put(None)
 
     def _loop(self) -> None:

@@ -10,6 +10,7 @@ from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.collectors.kubeproxy import KubeProxyCollector
 from vipscope.collectors.nftables import Nftables
 from vipscope.collectors.pressure import PressureCollector
+from vipscope.collectors.probe import ProbeCollector
 from vipscope.collectors.xtables import Xtables
 
 ALL: tuple[type[Collector], ...] = (
@@ -20,6 +21,7 @@ ALL: tuple[type[Collector], ...] = (
     PressureCollector,
     KubeProxyCollector,
     DriftCollector,
+    ProbeCollector,
     ClusterCollector,
 )
 """Every collector, in the order of settings.COLLECTORS. Imported all at once: together they take

@@ -9,7 +9,8 @@ its own (an address, an interface) counts as the one rule that it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 from vipscope.dataplane.naming import service_of
 from vipscope.snapshot import Rule, Verdict
@@ -44,6 +45,11 @@ def service_depths(
     except _TakenError:
         pass
     return tuple(walk.depths)
+
+
+def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
+    """The smallest value that at least `quantile` of all values do not exceed."""
+    return ascending[max(0, math.ceil(quantile * len(ascending)) - 1)]
 
 
 class _Walk:

@@ -1,1 +1,1 @@
-"""Trying things out as a client would: a DNS query, a TCP connection."""
+"""Trying things out as a client would: DNS queries, connections, and those that measure."""

@@ -1,0 +1,225 @@
+"""When do rules become the bottleneck? `python -m tests.bench.story [--write]`.
+
+A namespace grows from 100 to 20,000 Services in each of kube-proxy's modes. The exporter's own
+prober makes connections to the last of them, the one whose rule comes last where rules are checked
+one after another, and straight to its endpoint. Mode ipvs runs in User Mode Linux, whose kernel is
+many times slower, so there only the growth means something.
+
+With `--write` the table goes into README.md and the plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, TypedDict
+
+from tests.bench import plot
+from tests.lab import rulesets, uml
+from tests.lab.namespace import Backend, Namespace
+from tests.lab.node import POD, furnish
+from tests.lab.rulesets import Endpoint, Service
+from tools.generate import README, ROOT, replace_region
+from vipscope.budget import Budget
+from vipscope.collectors.base import Collector
+from vipscope.collectors.nftables import Nftables
+from vipscope.collectors.xtables import Xtables
+from vipscope.dataplane import cost
+from vipscope.dataplane.naming import KUBE_PROXY
+from vipscope.probe import prober
+from vipscope.probe.prober import MOST_REMEMBERED
+from vipscope.settings import Settings, parse_probe_target
+from vipscope.snapshot import Ruleset
+
+PICTURE = ROOT / "tests" / "bench" / "story.svg"
+SIZES = (100, 1000, 5000, 10_000, 20_000)
+Path = Literal["vip", "direct"]
+PATHS: Mapping[Path, str] = {"vip": "through the last Service", "direct": "straight"}
+PORT = 8080
+SECONDS = 2.2 * MOST_REMEMBERED * 0.01
+"""Of one point: enough for all the handshakes that the prober remembers, a hundred a second."""
+
+
+class Point(TypedDict):
+    """What was measured at one size. Seconds."""
+
+    services: int
+    rules: int
+    """kube-proxy's, as vipscope_rules counts them."""
+    vip: Sequence[float]
+    """Each handshake through the last Service."""
+    direct: Sequence[float]
+    """And straight to its endpoint."""
+    modelled: float | None
+    """vipscope_first_packet_cost_seconds: the rules ahead of a Service of median depth."""
+
+
+Story = Mapping[str, Sequence[Point]]
+"""Mode -> points by size, ascending."""
+
+
+def measure() -> Story:
+    """Grow a namespace in each mode."""
+    return {
+        "iptables, legacy": [_iptables(size, "legacy") for size in SIZES],
+        "iptables, nft": [_iptables(size, "nft") for size in SIZES],
+        "nftables": [_nftables(size) for size in SIZES],
+        "ipvs": uml.call(_ipvs, timeout=900, kube_ipvs0=True),
+    }
+
+
+def median_growth(points: Sequence[Point], path: Path) -> list[float]:
+    """By how many seconds the median handshake is longer than at the first size."""
+    medians = [statistics.median(point[path]) for point in points]
+    return [each - medians[0] for each in medians]
+
+
+def seconds_per_rule(points: Sequence[Point]) -> float:
+    """The slope of the median handshake through the last Service over the rules."""
+    rules = [point["rules"] for point in points]
+    medians = [statistics.median(point["vip"]) for point in points]
+    return statistics.linear_regression(rules, medians).slope
+
+
+# --- one point ------------------------------------------------------------------------------------
+
+
+def services_of(size: int) -> list[Service]:
+    """So many, all with the pod as their endpoint."""
+    pod = Endpoint(POD["ipv4"], PORT, "node1")
+    return [replace(each, endpoints=(pod,)) for each in rulesets.cluster(size, 1)]
+
+
+def _iptables(size: int, backend: Backend) -> Point:
+    text = rulesets.iptables(services_of(size))
+    *_, last = re.findall(r"^-A KUBE-SERVICES -d ([\d.]+)/32 .* -j KUBE-SVC-", text, re.MULTILINE)
+    with Namespace() as namespace:
+        furnish(namespace)
+        namespace.restore(text, backend)
+        return namespace.call(_point, size, last, Xtables if backend == "legacy" else Nftables)
+
+
+def _nftables(size: int) -> Point:
+    services = services_of(size)
+    with Namespace() as namespace:
+        furnish(namespace)
+        namespace.nft(rulesets.nftables(services))
+        return namespace.call(_point, size, services[-1].cluster_ip, Nftables)
+
+
+def _ipvs() -> list[Point]:
+    """All sizes, one after another in one kernel."""
+    subprocess.run(["ip", "address", "add", f"{POD['ipv4']}/32", "dev", "lo"], check=True)
+    services, points, done = services_of(max(SIZES)), [], 0
+    for size in SIZES:
+        more, done = services[done:size], size
+        subprocess.run(["ipvsadm", "-R"], input=rulesets.ipvs(more), text=True, check=True)
+        addresses = rulesets.ipvs_addresses(more)
+        subprocess.run(["ip", "-batch", "-"], input=addresses, text=True, check=True)
+        points.append(_point(size, more[-1].cluster_ip, None))
+    return points
+
+
+def _point(size: int, vip: str, kind: type[Collector] | None) -> Point:
+    """Probe, and read the ruleset, in the present namespace."""
+    target = parse_probe_target(f"last=tcp://{vip}:80,direct={POD['ipv4']}:{PORT}")
+    prober.LOOPBACK_INTERVAL = 0.05
+    with socket.create_server((POD["ipv4"], PORT), backlog=4096):  # the kernel shakes hands alone
+        probing = prober.Prober([target], 0.01, 5.0, random.Random(1))
+        probes = probing.work(time.monotonic() + SECONDS)
+        probing.close()
+    if failures := {key: count for key, count in probes.failures.items() if count}:
+        raise AssertionError(failures)
+    ruleset = asyncio.run(_ruleset(kind)) if kind else None
+    return {
+        "services": size,
+        "rules": _kube_proxy_rules(ruleset) if ruleset else 0,
+        "vip": probes.handshakes["last", "vip"],
+        "direct": probes.handshakes["last", "direct"],
+        "modelled": cost.modelled(ruleset.depths, probes.loopback) if ruleset else None,
+    }
+
+
+async def _ruleset(kind: type[Collector]) -> Ruleset:
+    collector = kind(Settings(), Budget(1.0))
+    record = await collector.read()
+    await collector.close()
+    if not isinstance(record, Ruleset):
+        raise TypeError(record)
+    return record
+
+
+def _kube_proxy_rules(ruleset: Ruleset) -> int:
+    counts = ruleset.counts.items()
+    return sum(count.rules for (_, _, owner, _), count in counts if owner == KUBE_PROXY)
+
+
+# --- how it is told -------------------------------------------------------------------------------
+
+
+def table(story: Story) -> str:
+    """Median handshakes in Markdown."""
+    sizes = " | ".join(f"{size:,} Services" for size in SIZES)
+    lines = [f"| mode | connection | {sizes} |", "|---|---|" + "---|" * len(SIZES)]
+    for mode, points in story.items():
+        for path, text in PATHS.items():
+            medians = [statistics.median(point[path]) for point in points]
+            lines.append(f"| {mode} | {text} | {_microseconds(medians)} |")
+        modelled = [point["modelled"] for point in points]
+        if any(modelled):
+            lines.append(f"| | rules of a median Service | {_microseconds(modelled)} |")
+    return "\n".join([*lines, ""])
+
+
+def _microseconds(seconds: Sequence[float | None]) -> str:
+    return " | ".join("" if each is None else f"{each * 1e6:.3g} µs" for each in seconds)
+
+
+def picture(story: Story) -> str:
+    """By how much handshakes have grown since the first size, as SVG."""
+    return plot.lines(
+        "What a new connection takes longer than at 100 Services",
+        "Services",
+        "µs",
+        [
+            plot.Line(
+                f"{mode}: {text}",
+                [point["services"] for point in points],
+                [each * 1e6 for each in median_growth(points, path)],
+                colour=number,
+                dashed=path == "direct",
+            )
+            for number, (mode, points) in enumerate(story.items())
+            for path, text in PATHS.items()
+        ],
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.story", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="renew the table and the plot")
+    write = parser.parse_args().write
+    # By its own name, for the other kernel has to find the function that is called there.
+    from tests.bench import __main__ as bench
+    from tests.bench import story
+
+    told = story.measure()
+    print(json.dumps(told))  # noqa: T201 - a command prints
+    if write:
+        text = f"{story.table(told)}\n{bench.machine()}"
+        README.write_text(replace_region(README.read_text(), "story", text))
+        PICTURE.write_text(story.picture(told))
+
+
+if __name__ == "__main__":
+    main()

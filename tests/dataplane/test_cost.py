@@ -1,0 +1,94 @@
+"""What a first packet pays, by numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from vipscope.dataplane.cost import (
+    ASSUMED_HANDSHAKE,
+    ASSUMED_RULE_COST,
+    FEW_RULES,
+    LEAST_HANDSHAKES,
+    measured,
+    modelled,
+)
+
+ENOUGH = LEAST_HANDSHAKES
+
+
+def handshakes(**probes: tuple[float, float]) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Probe -> (vip, direct) seconds of each of its handshakes."""
+    return {
+        (name, path): (seconds,) * ENOUGH
+        for name, both in probes.items()
+        for path, seconds in zip(("vip", "direct"), both, strict=True)
+    }
+
+
+def test_measured_is_the_difference_of_the_medians_and_not_of_the_means() -> None:
+    through = (*(3e-3,) * ENOUGH, 1.0)
+    assert measured({("a", "vip"): through, ("a", "direct"): (1e-3,) * ENOUGH}) == 2e-3
+
+
+def test_each_probe_is_compared_with_itself() -> None:
+    far_and_near = handshakes(far=(0.101, 0.1), near=(0.003, 0.001), odd=(0.2, 0.1))
+    assert measured(far_and_near) == pytest.approx(0.002)
+
+
+def test_where_the_straight_way_is_the_longer_one_measured_is_negative() -> None:
+    assert measured(handshakes(a=(1e-4, 3e-4))) == pytest.approx(-2e-4)
+
+
+@pytest.mark.parametrize("path", ["vip", "direct"])
+def test_too_few_handshakes_by_either_path_are_no_measurement(path: str) -> None:
+    few = handshakes(a=(2e-3, 1e-3))
+    assert measured(few) is not None
+    few["a", path] = few["a", path][1:]
+    assert measured(few) is None
+    assert measured({}) is None
+
+
+DEEP = (1000, 2000, 10_000)
+
+
+def loopback(ipv4: float, ipv6: float, enough: int = ENOUGH) -> dict[str, tuple[float, ...]]:
+    """Handshakes of 40 µs, and by so much longer by each family; one was disturbed."""
+    return {
+        family: (*(40e-6 + longer,) * (enough - 1), 1.0)
+        for family, longer in (("ipv4", ipv4), ("ipv6", ipv6))
+    }
+
+
+def test_modelled_is_median_depth_times_what_a_rule_adds_to_a_handshake() -> None:
+    assert modelled({"ipv4": DEEP}, loopback(100e-6, 0)) == pytest.approx(2000 / 10_000 * 100e-6)
+    few_and_many = {"ipv4": (1, 3), "ipv6": DEEP}
+    assert modelled({"ipv6": DEEP}, loopback(0, 200e-6)) == pytest.approx(40e-6)
+    assert modelled(few_and_many, loopback(0, 200e-6)) == 1 * ASSUMED_RULE_COST  # IPv4's
+
+
+@pytest.mark.parametrize("others", [DEEP, ()], ids=["many", "unknown"])
+def test_where_the_other_family_has_many_rules_too_it_is_no_measure(others: tuple[int]) -> None:
+    deep = {"ipv4": DEEP, "ipv6": others}
+    expected = 2000 / 10_000 * (140e-6 - ASSUMED_HANDSHAKE)
+    assert modelled(deep, loopback(100e-6, 100e-6)) == pytest.approx(expected)
+
+
+def test_without_the_other_family_a_handshake_has_its_assumed_cost() -> None:
+    only = {**loopback(100e-6, 0), "ipv6": ()}
+    assert modelled({"ipv4": DEEP}, only) == pytest.approx(0.2 * (140e-6 - ASSUMED_HANDSHAKE))
+
+
+def test_a_handshake_no_longer_than_one_without_rules_is_no_negative_cost() -> None:
+    assert modelled({"ipv4": DEEP}, loopback(0, 50e-6)) == 0
+
+
+def test_below_the_depth_that_can_be_calibrated_a_rule_has_its_assumed_cost() -> None:
+    few = {"ipv4": (0, 10, FEW_RULES - 1)}
+    assert modelled(few, loopback(1.0, 0)) == 10 * ASSUMED_RULE_COST
+    assert modelled({"ipv4": (0,)}, loopback(1.0, 0)) == 0
+
+
+def test_what_cannot_be_told_is_not_modelled() -> None:
+    assert modelled({}, loopback(100e-6, 0)) is None
+    assert modelled({"ipv4": (), "ipv6": DEEP}, loopback(100e-6, 100e-6)) is None
+    assert modelled({"ipv4": DEEP}, loopback(100e-6, 0, ENOUGH - 1)) is None
