@@ -7,13 +7,21 @@ that says so.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tests.bench import drift, exporter, ipvs, kube, nftables, node, xtables
+from tests.bench import (
+    drift,
+    exporter,
+    ipvs,
+    kube,
+    machine,
+    nftables,
+    node,
+    probe,
+    story,
+    xtables,
+)
 from tools.generate import README, replace_region
 
 HEAD = "| what | measured | other tool | ratio | bound | met |\n|---|---|---|---|---|---|\n"
@@ -51,6 +59,10 @@ class Row(NamedTuple):
 
 def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _microseconds(value: float) -> str:
+    return f"{value * 1e6:.0f} µs"
 
 
 def _cpu(value: float) -> str:
@@ -196,23 +208,37 @@ def drift_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def probe_rows() -> list[Row]:
+    """Probing at the default settings."""
+    found = probe.measure()
+    what = "the prober, one target, its answers to another's probes included"
+    return [Row(what, found["core_share"], 0.002, _share)]
+
+
+def story_rows() -> list[Row]:
+    """What 20,000 Services add to a handshake, beside what they add where rules are walked."""
+    told = story.measure()
+    growth = {mode: story.median_growth(points, "vip")[-1] for mode, points in told.items()}
+    walked = "iptables, legacy"
+    return [
+        Row(
+            f"what {story.SIZES[-1]:,} Services add to a handshake, {mode}",
+            growth[mode] / growth[walked], bound, _times, _microseconds(growth[mode]),
+            f"{walked}: {_microseconds(growth[walked])}", growth[mode] / growth[walked],
+        )
+        for mode, bound in (("nftables", 0.05), ("ipvs", 0.25))
+    ]  # fmt: skip
+
+
 BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "nftables": nftables_rows,
     "xtables": xtables_rows,
     "exporter": exporter_rows,
     "ipvs": ipvs_rows,
     "drift": drift_rows,
+    "probe": probe_rows,
+    "story": story_rows,
 }
-
-
-def machine() -> str:
-    """What the figures hold for."""
-    today = datetime.datetime.now(datetime.UTC).date()
-    return (
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, load average {os.getloadavg()[2]:.1f}, {today}. "
-        f"{nftables.SERVICES:,} Services of {nftables.ENDPOINTS} endpoints.\n"
-    )
 
 
 def main() -> None:
@@ -227,7 +253,8 @@ def main() -> None:
         parser.error("--write takes the table of all benches")
     names = arguments.names or list(BENCHES)
     table = HEAD + "".join(str(row) for name in names for row in BENCHES[name]())
-    text = f"{table}\n{machine()}"
+    size = f"{nftables.SERVICES:,} Services of {nftables.ENDPOINTS} endpoints."
+    text = f"{table}\n{machine.describe()} {size}\n"
     print(text, end="")  # noqa: T201 - a command prints
     if arguments.write:
         README.write_text(replace_region(README.read_text(), "cost", text))
