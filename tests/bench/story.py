@@ -2,8 +2,8 @@
 
 A namespace grows from 100 to 20,000 Services in each of kube-proxy's modes. The exporter's own
 prober makes connections to the last of them, the one that the kernel finds last, and straight to
-its endpoint. Mode ipvs runs in User Mode Linux, where system calls are slow but not the kernel's own
-work, so there the growth means something, and not what it begins with.
+its endpoint. Mode ipvs runs in User Mode Linux, whose system calls are slow, but not its kernel's
+own work: there the growth means something, and not what it begins with.
 
 With `--write` the table goes into README.md and the plot beside it.
 """
