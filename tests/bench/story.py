@@ -58,6 +58,8 @@ class Point(TypedDict):
     """Each handshake through the last Service."""
     direct: Sequence[float]
     """And straight to its endpoint."""
+    buckets: Sequence[int]
+    """The handshakes through the last Service in each bucket of vipscope_probe_duration_seconds."""
     modelled: float | None
     """vipscope_first_packet_cost_seconds: the rules ahead of a Service of median depth."""
 
@@ -69,8 +71,8 @@ Story = Mapping[str, Sequence[Point]]
 def measure() -> Story:
     """Grow a namespace in each mode."""
     return {
-        "iptables, legacy": [_iptables(size, "legacy") for size in SIZES],
-        "iptables, nft": [_iptables(size, "nft") for size in SIZES],
+        "iptables, legacy": [iptables(size, "legacy") for size in SIZES],
+        "iptables, nft": [iptables(size, "nft") for size in SIZES],
         "nftables": [_nftables(size) for size in SIZES],
         "ipvs": uml.call(_ipvs, timeout=900, kube_ipvs0=True),
     }
@@ -98,7 +100,7 @@ def services_of(size: int) -> list[Service]:
     return [replace(each, endpoints=(pod,)) for each in rulesets.cluster(size, 1)]
 
 
-def _iptables(size: int, backend: Backend) -> Point:
+def iptables(size: int, backend: Backend) -> Point:
     text = rulesets.iptables(services_of(size))
     *_, last = re.findall(r"^-A KUBE-SERVICES -d ([\d.]+)/32 .* -j KUBE-SVC-", text, re.MULTILINE)
     with Namespace() as namespace:
@@ -145,6 +147,7 @@ def _point(size: int, vip: str, kind: type[Collector] | None) -> Point:
         "rules": _kube_proxy_rules(ruleset) if ruleset else 0,
         "vip": probes.handshakes["last", "vip"],
         "direct": probes.handshakes["last", "direct"],
+        "buckets": probes.durations["last", "vip"].counts,
         "modelled": cost.modelled(ruleset.depths, probes.loopback) if ruleset else None,
     }
 
