@@ -116,6 +116,7 @@ HEALTHY: dict[str, Record | Reading] = {
     "conntrack": CONNTRACK,
     "pressure": PRESSURE,
     "kubeproxy": KUBE_PROXY,
+    "probe": Reading(Outcome.ABSENT, "no --probe.target is given"),
     "drift": DRIFT,
     "cluster": CLUSTER,
 }

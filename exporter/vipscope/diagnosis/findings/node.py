@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
+from vipscope.dataplane.cost import ASSUMED_RULE_COST
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.dataplane.naming import KUBE_PROXY
 from vipscope.diagnosis.findings.finding import Finding, Severity, count, names, span
@@ -24,8 +25,6 @@ INTENDED_MARGIN: Final = 100
 chains of gone endpoints late."""
 DEEP: Final = 5_000
 """Rules that a packet for a Service of middle depth is checked against: from 10,000 Services on."""
-RULE_COST: Final = 25e-9
-"""Seconds that one rule takes: in the middle of the 5 to 75 ns that have been measured."""
 WRITER_SHARE: Final = 0.1
 """Of all transactions, from which a program counts as one that rewrites the ruleset. kube-proxy's
 neighbours write some rules once for each Pod; that is less."""
@@ -197,14 +196,15 @@ def _deep(snapshot: Snapshot) -> Iterator[Finding]:
         middle = found[0][len(found[0]) // 2]
         if middle < DEEP:
             continue
-        cost = middle * RULE_COST * 1e3
+        cost = middle * ASSUMED_RULE_COST * 1e3
         yield Finding(
             Severity.WARNING,
             "rules-deep",
             f"a new connection is checked against {middle} rules before its Service's own "
             f"({family}, median)",
             (
-                f"modelled: {cost:.2f} ms for its first packet, at {RULE_COST * 1e9:.0f} ns a rule",
+                f"modelled: {cost:.2f} ms for its first packet, "
+                f"at {ASSUMED_RULE_COST * 1e9:.0f} ns a rule",
                 "packets of established connections pay nothing",
                 f"deepest of {len(found[0])} Service ports: {found[0][-1]} rules",
             ),
