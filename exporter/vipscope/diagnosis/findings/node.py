@@ -203,8 +203,10 @@ def _deep(snapshot: Snapshot) -> Iterator[Finding]:
             f"a new connection is checked against {middle} rules before its Service's own "
             f"({family}, median)",
             (
-                f"modelled: {cost:.2f} ms for its first packet, "
-                f"at {ASSUMED_RULE_COST * 1e9:.0f} ns a rule",
+                (
+                    f"modelled: {cost:.2f} ms for its first packet, "
+                    f"at {ASSUMED_RULE_COST * 1e9:.0f} ns a rule"
+                ),
                 "packets of established connections pay nothing",
                 f"deepest of {len(found[0])} Service ports: {found[0][-1]} rules",
             ),
