@@ -1,0 +1,101 @@
+"""All rules as YAML, file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from alerts import (
+    alertmanager,
+    association,
+    attribution,
+    causes,
+    growth,
+    latency,
+    links,
+    prometheus,
+    slo,
+    sources,
+)
+from alerts.rule import Alert, Group, Record, layout
+from alerts.settings import Settings
+
+HEAD = "# Rendered by `python -m alerts`: edit alerts/*.py.\n"
+
+
+def groups(settings: Settings) -> Mapping[str, list[Group]]:
+    """File name, without its ending -> its groups, in the order of the data.
+
+    Raises ValueError for settings that make no sense.
+    """
+    return {
+        "sources": sources.groups(settings),
+        "latency": latency.groups(),
+        "growth": growth.groups(settings),
+        "association": association.groups(settings),
+        "attribution": attribution.groups(settings),
+        "slo": slo.groups(settings),
+        "causes": causes.groups(settings),
+    }
+
+
+def files(settings: Settings) -> Mapping[str, str]:
+    """Path below alerts/ -> text: what Prometheus loads, and the two examples."""
+    rules = {
+        f"rendered/{name}.yaml": {"groups": [_group(each, settings) for each in found]}
+        for name, found in groups(settings).items()
+    }
+    examples = {
+        "examples/alertmanager.yaml": alertmanager.config(settings),
+        "examples/prometheus.yaml": prometheus.config(settings, rules="../rendered/*.yaml"),
+    }
+    return {path: HEAD + to_yaml(content) for path, content in (rules | examples).items()}
+
+
+def _group(group: Group, settings: Settings) -> dict[str, Any]:
+    interval = {"interval": settings.span(group.interval)} if group.interval else {}
+    return {
+        "name": group.name,
+        **interval,
+        "rules": [
+            _alert(each, settings) if isinstance(each, Alert) else _record(each)
+            for each in group.rules
+        ],
+    }
+
+
+def _record(record: Record) -> dict[str, Any]:
+    labels = {"labels": dict(record.labels)} if record.labels else {}
+    return {"record": str(record.series), "expr": layout(record.expr), **labels}
+
+
+def _alert(alert: Alert, settings: Settings) -> dict[str, Any]:
+    lasting = {"for": settings.span(alert.lasting)} if alert.lasting else {}
+    return {
+        "alert": alert.name,
+        "expr": layout(alert.expr),
+        **lasting,
+        "labels": {"severity": alert.severity, "cause": alert.cause},
+        "annotations": links.annotated(alert, settings),
+    }
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes expressions of several lines as they are."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def to_yaml(content: object) -> str:
+    """YAML in the order of the content, a long text on one line."""
+    return str(
+        yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+    )

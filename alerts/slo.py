@@ -1,0 +1,175 @@
+"""The objective: a share of requests is faster than a threshold, for each caller and destination.
+
+Series, labels and method are Sloth's, so that dashboards made for it read them: a Sloth service is
+a destination, its SLO is the latency that one caller sees. The error ratio is that of requests,
+never of a quantile, and longer windows are averages weighted by traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alerts import links
+from alerts.rule import Alert, Group, Record, Severity, series
+from alerts.settings import DAY, HOUR, MINUTE, Settings, duration
+from alerts.sources import EDGE, EDGE_BUCKETS, spellings
+
+LABELS = (*EDGE, "sloth_service", "sloth_slo", "sloth_id")
+
+TOTAL = series("slo:vipscope_requests:rate5m", "Requests per second that are judged.", LABELS)
+FAST = series("slo:vipscope_fast_requests:rate5m", "Those within the threshold.", LABELS)
+
+PERIOD = 30 * DAY
+WINDOWS = (5 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, DAY, 3 * DAY, PERIOD)
+ERROR_RATIO = {
+    window: series(
+        f"slo:sli_error:ratio_rate{duration(window)}",
+        "Share of requests that were too slow.",
+        (*LABELS, "sloth_window"),
+    )
+    for window in WINDOWS
+}
+"""Window in seconds -> series."""
+
+OBJECTIVE = series("slo:objective:ratio", "Share of requests that must be fast.", LABELS)
+BUDGET = series("slo:error_budget:ratio", "Share of requests that may be slow.", LABELS)
+DAYS = series("slo:time_period:days", "Days over which the budget is counted.", LABELS)
+BURN_RATE = series(
+    "slo:current_burn_rate:ratio", "How many times too fast the budget is spent now.", LABELS
+)
+PERIOD_BURN_RATE = series(
+    "slo:period_burn_rate:ratio", "Share of the period's budget that is spent.", LABELS
+)
+REMAINING = series(
+    "slo:period_error_budget_remaining:ratio", "Share of the period's budget that is left.", LABELS
+)
+INFO = series("sloth_slo_info", "1.", (*LABELS, "sloth_mode", "sloth_objective"))
+
+PAGES = ((14.4, HOUR, 5 * MINUTE), (6.0, 6 * HOUR, 30 * MINUTE))
+TICKETS = ((3.0, DAY, 2 * HOUR), (1.0, 3 * DAY, 6 * HOUR))
+"""Burn rate over a long window and, so that an alert ends with its trouble, over a short one."""
+
+CAUSE = "latency"
+
+
+def groups(settings: Settings) -> list[Group]:
+    """Recording rules, and a burn rate alert for pages and one for tickets."""
+    fast = EDGE_BUCKETS.select(le=f"~{spellings(settings.threshold)}")
+    facts = {
+        OBJECTIVE: f"{settings.objective:g}",
+        BUDGET: f"{settings.budget:g}",
+        DAYS: f"{PERIOD / DAY:g}",
+    }
+    meta = [
+        *(Record(metric, f"{TOTAL} * 0 + {value}") for metric, value in facts.items()),
+        Record(BURN_RATE, f"{_ratio(5 * MINUTE)} / {settings.budget:g}"),
+        Record(PERIOD_BURN_RATE, f"{_ratio(PERIOD)} / {settings.budget:g}"),
+        Record(REMAINING, f"1 - {PERIOD_BURN_RATE}"),
+        Record(
+            INFO,
+            f"{TOTAL} * 0 + 1",
+            {"sloth_mode": "vipscope", "sloth_objective": f"{settings.objective * 100:g}"},
+        ),
+    ]
+    *short, period = WINDOWS
+    return [
+        Group(
+            "vipscope-slo",
+            [
+                Record(TOTAL, _as_sloth(f"sum without (le) ({EDGE_BUCKETS.select(le='+Inf')})")),
+                Record(FAST, _as_sloth(f"sum without (le) ({fast})")),
+                *(_error_ratio(window, settings) for window in short),
+            ],
+        ),
+        # A month of points: not at each evaluation.
+        Group(
+            "vipscope-slo-period",
+            [_error_ratio(period, settings)],
+            5 * MINUTE / settings.hasten,
+        ),
+        Group("vipscope-slo-meta", meta),
+        Group("vipscope-slo-alerts", alerts(settings)),
+    ]
+
+
+def alerts(settings: Settings) -> list[Alert]:
+    """Budget burnt too fast, by severity; and histograms that cannot tell."""
+    caller = '{{ or $labels.source "anybody" }}'
+
+    def burn(severity: Severity, rates: Sequence[tuple[float, float, float]]) -> Alert:
+        slowest, longest, _ = rates[-1]
+        return Alert(
+            name="VipscopeLatencyBudgetBurn",
+            severity=severity,
+            cause=CAUSE,
+            expr="\nor\n".join(_burning(*each, settings) for each in rates),
+            summary=f"{caller} gets slow answers from {{{{ $labels.destination }}}}.",
+            description=(
+                f"{{{{ $value | humanizePercentage }}}} of the requests from {caller} to "
+                "{{ $labels.destination }}, as {{ $labels.latency_source }} measures them, took "
+                f"more than {settings.threshold * 1000:g} ms. Only {settings.budget * 100:g} % may:"
+                f" like this the budget of {PERIOD / DAY:g} days lasts {PERIOD / DAY / slowest:.3g}"
+                " days at most."
+            ),
+            dashboard=links.LATENCY,
+            lasting=2 * MINUTE if longest <= 6 * HOUR else 15 * MINUTE,
+        )
+
+    return [
+        burn("critical", PAGES),
+        burn("warning", TICKETS),
+        Alert(
+            name="VipscopeThresholdIsNoBucket",
+            severity="info",
+            cause="configuration",
+            expr=f"count by (cluster, latency_source) ({TOTAL} unless {FAST})",
+            summary="The SLO cannot be judged for {{ $labels.latency_source }}.",
+            description=(
+                f"{{{{ $value }}}} edges of {{{{ $labels.latency_source }}}} have a histogram "
+                f"without a bucket bound at {settings.threshold:g} s."
+            ),
+            dashboard=links.LATENCY,
+            lasting=15 * MINUTE,
+        ),
+    ]
+
+
+def _as_sloth(expr: str) -> str:
+    """`expr` with Sloth's labels: made of the edge's, and without a slash before an empty one."""
+    service = (
+        f'label_replace(label_join({expr}, "sloth_service", "/", "destination_namespace",'
+        ' "destination"), "sloth_service", "$1", "sloth_service", "/(.*)")'
+    )
+    slo = (
+        f'label_replace(label_join({service}, "sloth_slo", "-", "latency_source", "source"),'
+        ' "sloth_slo", "latency-$1", "sloth_slo", "(.*)")'
+    )
+    return f'label_join({slo}, "sloth_id", "-", "sloth_service", "sloth_slo")'
+
+
+def _error_ratio(window: float, settings: Settings) -> Record:
+    if window == WINDOWS[0]:  # that of the rates themselves
+        fast, total = str(FAST), str(TOTAL)
+    else:
+        span = settings.span(window)
+        fast, total = (f"avg_over_time({each}[{span}])" for each in (FAST, TOTAL))
+    return Record(
+        ERROR_RATIO[window],
+        f"clamp_min(1 - {fast} / ({total} > 0), 0)",
+        {"sloth_window": duration(window)},
+    )
+
+
+def _ratio(window: float) -> str:
+    return f"sum without (sloth_window) ({ERROR_RATIO[window]})"
+
+
+def _burning(rate: float, long: float, short: float, settings: Settings) -> str:
+    limit = f"{rate * settings.budget:g}"
+    return f"""
+        (
+          {_ratio(long)} > {limit}
+          and {_ratio(short)} > {limit}
+          and avg_over_time({TOTAL}[{settings.span(long)}]) >= {settings.minimum_requests:g}
+        )
+        """
