@@ -237,12 +237,12 @@ def kube_proxy(settings: Settings) -> list[Alert]:
 
 def writers(settings: Settings) -> list[Alert]:
     """Who else writes rules, and the lock that they share."""
-    # IPv4 and IPv6 are one writer; names are cut at 15 characters.
-    writer = (
-        f'label_replace(rate({m.TRANSACTIONS}[{settings.span(RATE)}]), "process",'
-        ' "iptables-restore", "process", "ip6?tables-resto.*")'
+    # Names are cut at 15 characters; IPv4 and IPv6 are one writer.
+    named = (
+        f"label_replace(rate({m.TRANSACTIONS}[{settings.span(RATE)}]),"
+        ' "writer", "$1$2", "process", "ip6?(tables-resto).*|(.*)")'
     )
-    busy = f"sum {by(*NODE, 'process')} ({writer}) > {settings.writer_rate:g}"
+    busy = f"sum {by(*NODE, 'writer')} ({named}) > {settings.writer_rate:g}"
 
     def contended(severity: Severity, limit: float) -> Alert:
         return Alert(

@@ -1,0 +1,1 @@
+"""Recording rules and alerts: promtool's unit tests, written as Python data."""

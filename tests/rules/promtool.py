@@ -1,0 +1,202 @@
+"""promtool's unit tests from Python: input series in, what is expected of alerts and queries."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alerts import render
+from alerts.settings import Settings
+from vipscope.metrics import Metric
+
+SETTINGS = Settings()
+SCRAPED = {"cluster": "c1", "node": "n1"}
+"""What the scrape adds to each series."""
+
+Input = Mapping[str, str]
+"""Series -> its values, a minute apart, in promtool's notation."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An alert that fires, without the links that every alert gets."""
+
+    severity: str
+    cause: str
+    labels: Mapping[str, str]
+    summary: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is seen for some minutes, and the alerts of one name that fire at the end."""
+
+    title: str
+    alert: str
+    series: Input
+    fires: Sequence[Expected] = ()
+    minutes: int = 10
+
+
+def one(metric: object, **labels: str) -> str:
+    """A series as it is scraped. A metric's own labels are checked; None of them need be given."""
+    declared = set(metric.labels) | {"le", *SCRAPED} if isinstance(metric, Metric) else set(labels)
+    assert set(labels) <= declared, f"{metric} has no {set(labels) - declared}"
+    pairs = {**SCRAPED, **labels}
+    return f"{metric}{{{','.join(f'{k}={v!r}' for k, v in pairs.items())}}}".replace("'", '"')
+
+
+def steady(value: float) -> str:
+    """A gauge that stays as it is."""
+    return f"{value:.12g}+0x600"
+
+
+def growing(per_minute: float, start: float = 0) -> str:
+    """A counter, or a gauge that grows."""
+    return f"{start:.12g}+{per_minute:.12g}x600"
+
+
+def points(values: Iterable[float | None]) -> str:
+    """Any values, None for a scrape that failed."""
+    return " ".join("_" if each is None else repr(float(each)) for each in values)
+
+
+def alert_test(situation: Situation) -> dict[str, Any]:
+    """The test that just `situation.fires` fire."""
+    expected = [
+        {
+            "exp_labels": {
+                "severity": each.severity,
+                "cause": each.cause,
+                **each.labels,
+            },
+            "exp_annotations": {
+                "summary": each.summary,
+                "description": each.description,
+                **_links(situation.alert, each.labels),
+            },
+        }
+        for each in situation.fires
+    ]
+    return _test(
+        situation.title,
+        situation.series,
+        alert_rule_test=[
+            {
+                "eval_time": f"{situation.minutes}m",
+                "alertname": situation.alert,
+                "exp_alerts": expected,
+            }
+        ],
+    )
+
+
+def query_test(title: str, series: Input, minutes: int, true: Sequence[str]) -> dict[str, Any]:
+    """The test that each of the queries yields exactly one series, whose value is 1."""
+    return _test(
+        title,
+        series,
+        promql_expr_test=[
+            {
+                "expr": f"sum({query}) == 1 and count({query}) == 1",
+                "eval_time": f"{minutes}m",
+                "exp_samples": [{"labels": "{}", "value": 1}],
+            }
+            for query in true
+        ],
+    )
+
+
+def none_test(title: str, series: Input, minutes: int, nothing: Sequence[object]) -> dict[str, Any]:
+    """The test that each of the queries yields nothing."""
+    return _test(
+        title,
+        series,
+        promql_expr_test=[
+            {"expr": str(query), "eval_time": f"{minutes}m", "exp_samples": []} for query in nothing
+        ],
+    )
+
+
+def close(query: object, value: float, tolerance: float = 1e-9) -> str:
+    """1 where the query's value is `value`, relative to it if that is large."""
+    return f"(abs({query} - {value!r}) <= bool {tolerance * max(1.0, abs(value))!r})"
+
+
+def run(directory: Path, *tests: Mapping[str, Any], settings: Settings = SETTINGS) -> str:
+    """What promtool finds wrong with the rendered rules; "" for nothing."""
+    rules = []
+    for path, text in render.files(settings).items():
+        if path.startswith("rendered/"):
+            rules.append(path)
+            (directory / path).parent.mkdir(exist_ok=True)
+            (directory / path).write_text(text)
+    # Unless told, promtool evaluates the groups in any order.
+    order = [group.name for group in itertools.chain(*render.groups(settings).values())]
+    content = {
+        "rule_files": rules,
+        "evaluation_interval": "1m",
+        "group_eval_order": order,
+        "tests": list(tests),
+    }
+    file = directory / "tests.yaml"
+    file.write_text(yaml.safe_dump(content, width=10_000))
+    done = subprocess.run(
+        ["promtool", "test", "rules", file], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def missing() -> str:
+    """Why these tests cannot run; "" when they can."""
+    return "" if shutil.which("promtool") else "the command promtool is not installed"
+
+
+def _test(title: str, series: Input, **tests: object) -> dict[str, Any]:
+    return {
+        "name": title,
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        **tests,
+    }
+
+
+def _links(alert: str, labels: Mapping[str, str]) -> dict[str, str]:
+    runbook = f"{SETTINGS.runbooks}#{alert.lower()}"
+    where = "".join(f"&var-{each}={labels[each]}" for each in SCRAPED if each in labels)
+    board = DASHBOARDS.get(alert, "node")
+    return {
+        "runbook_url": runbook,
+        "dashboard_url": f"{SETTINGS.dashboards}/d/vipscope-{board}?from=now-3h{where}",
+    }
+
+
+DASHBOARDS = {
+    "VipscopeExporterDown": "exporter",
+    "VipscopeExporterAbsent": "exporter",
+    "VipscopeCollectorFailing": "exporter",
+    "VipscopeSnapshotOld": "exporter",
+    "VipscopeRuleGrowthWillBreakSLO": "latency",
+    "VipscopeRulesSlowConnections": "latency",
+    "VipscopeLatencyBudgetBurn": "latency",
+    "VipscopeThresholdIsNoBucket": "latency",
+    "VipscopeModeLeftovers": "migration",
+    "VipscopeDeprecatedMode": "migration",
+    "VipscopeConntrackFull": "ipvs-conntrack",
+    "VipscopeConntrackInsertFailed": "ipvs-conntrack",
+    "VipscopeConntrackDrops": "ipvs-conntrack",
+    "VipscopeEmptyVirtualServer": "ipvs-conntrack",
+    "VipscopeHarmfulSysctl": "ipvs-conntrack",
+    "VipscopeServiceUnroutable": "service",
+    "VipscopeEndpointChurn": "endpointslices",
+    "VipscopeWatchStale": "endpointslices",
+}
+"""Alert -> the dashboard that it leads to, where that is not the node's."""

@@ -1,0 +1,744 @@
+"""For every alert what makes it fire, and what comes near but must not."""
+
+from __future__ import annotations
+
+from alerts.latency import P99
+from tests.rules.promtool import SCRAPED, Expected, Situation, growing, one, points, steady
+from vipscope import metrics as m
+
+HERE = SCRAPED
+CLUSTER = {"cluster": "c1"}
+UP = 'up{job="vipscope",cluster="c1",node="n1"}'
+
+
+# --- the exporter ---------------------------------------------------------------------------------
+
+EXPORTER = [
+    Situation(
+        "the exporter has been down for two minutes",
+        "VipscopeExporterDown",
+        {UP: "1 1 0+0x10"},
+        [
+            Expected(
+                "critical", "exporter", HERE,
+                "vipscope on n1 cannot be scraped.",
+                "Nothing is known of the Services on n1: its exporter is down, or the node is.",
+            )
+        ],
+        minutes=4,
+    ),
+    Situation(
+        "the exporter came back in time", "VipscopeExporterDown", {UP: "1 1 0 0 1+0x10"}, minutes=5
+    ),
+    Situation(
+        "nothing is scraped",
+        "VipscopeExporterAbsent",
+        {'up{job="node"}': steady(1)},
+        [
+            Expected(
+                "critical", "exporter", {"job": "vipscope"},
+                "Prometheus scrapes no vipscope.",
+                "There is no target of job vipscope: no alert of vipscope can fire.",
+            )
+        ],
+    ),
+    Situation("an exporter is down but scraped", "VipscopeExporterAbsent", {UP: steady(0)}),
+    Situation(
+        "a collector has failed for ten minutes",
+        "VipscopeCollectorFailing",
+        {one(m.COLLECTOR_STATE, collector="ipvs", state="denied"): steady(1)},
+        [
+            Expected(
+                "warning", "collector", {**HERE, "collector": "ipvs", "state": "denied"},
+                "Collector ipvs on n1: denied.",
+                "The reads of collector ipvs on n1 end as denied. Its series are withheld.",
+            )
+        ],
+        minutes=11,
+    ),
+    Situation(
+        "a collector has nothing to read, and another failed once",
+        "VipscopeCollectorFailing",
+        {
+            one(m.COLLECTOR_STATE, collector="ipvs", state="absent"): steady(1),
+            one(m.COLLECTOR_STATE, collector="nftables", state="failed"): "1x8 0x9",
+        },
+        minutes=11,
+    ),
+    Situation(
+        "the ruleset was counted six minutes ago",
+        "VipscopeSnapshotOld",
+        {one(m.SNAPSHOT_AGE, backend="nft"): steady(360)},
+        [
+            Expected(
+                "warning", "collector", {**HERE, "backend": "nft"},
+                "The ruleset of n1 was counted long ago.",
+                "What is exported of backend nft on n1 is 6m 0s old.",
+            )
+        ],
+    ),
+    Situation(
+        "the ruleset is always five minutes old",
+        "VipscopeSnapshotOld",
+        {one(m.SNAPSHOT_AGE, backend="nft"): steady(300)},
+    ),
+]  # fmt: skip
+
+# --- rules ----------------------------------------------------------------------------------------
+
+RULES = one(m.RULES, owner="kube-proxy", table="nat", **{"class": "services"})
+IPTABLES = one(m.PROXY_MODE, mode="iptables")
+NODE_P99 = one(P99["node"], latency_source="probe")
+
+
+def grown(rules_per_minute: float, seconds_per_minute: float) -> dict[str, str]:
+    """Rules and p99 that grow together, from 10,000 rules and 10 ms."""
+    return {
+        RULES: growing(rules_per_minute, 10_000),
+        NODE_P99: growing(seconds_per_minute, 0.00999947),
+    }
+
+
+TOO_SLOW = Expected(
+    "warning", "rule_traversal", {**HERE, "latency_source": "probe"},
+    "Connections from n1 are slow for the number of rules.",
+    "On n1 p99 and the number of rules go together, and walking the rules costs a first packet"
+    " 12.5% of the p99 of probe.",
+)  # fmt: skip
+
+GROWTH = [
+    Situation(
+        # p99 after 80 minutes: 10.8 ms. The rest, 39.2 ms, at 0.01 ms a minute: 65 h 20 min.
+        "at this growth the objective breaks within three days",
+        "VipscopeRuleGrowthWillBreakSLO",
+        grown(10, 0.00001),
+        [
+            Expected(
+                "warning", "rules", {**HERE, "latency_source": "probe"},
+                "Rule growth on n1 will break the latency objective.",
+                "At the present growth of the rules on n1, and with the latency that goes with them"
+                " (probe), p99 reaches 50 ms in 2d 17h 20m 3s.",
+            )
+        ],
+        minutes=80,
+    ),
+    Situation(
+        "at this growth it breaks in three days and a half",
+        "VipscopeRuleGrowthWillBreakSLO",
+        grown(10, 0.0000078),
+        minutes=80,
+    ),
+    Situation(
+        "rules grow, and latency moves, but not with them",
+        "VipscopeRuleGrowthWillBreakSLO",
+        {
+            RULES: growing(10, 10_000),
+            NODE_P99: points(0.010 + 0.00001 * i + 0.004 * (i % 2) for i in range(100)),
+        },
+        minutes=80,
+    ),
+    Situation(
+        "a node in mode iptables has 50,001 rules",
+        "VipscopeTooManyRules",
+        {RULES: steady(50_001), IPTABLES: steady(1)},
+        [
+            Expected(
+                "warning", "rules", HERE,
+                "kube-proxy holds very many rules on n1.",
+                "kube-proxy on n1 is in mode iptables with 50k rules, more than 50000. Each sync"
+                " writes many of them, and each new connection walks half of the Services.",
+            )
+        ],
+        minutes=12,
+    ),
+    Situation(
+        "it has 50,000", "VipscopeTooManyRules", {RULES: steady(50_000), IPTABLES: steady(1)},
+        minutes=12,
+    ),
+    Situation(
+        "it has more, but they are another's",
+        "VipscopeTooManyRules",
+        {one(m.RULES, owner="calico", table="nat"): steady(60_000), IPTABLES: steady(1)},
+        minutes=12,
+    ),
+    Situation(
+        "it has more, but is in mode nftables",
+        "VipscopeTooManyRules",
+        {RULES: steady(60_000), IPTABLES: steady(0), one(m.PROXY_MODE, mode="nftables"): steady(1)},
+        minutes=12,
+    ),
+    Situation(
+        # p99 after 60 minutes: 16 ms.
+        "rules and latency go together, and the rules cost an eighth of it",
+        "VipscopeRulesSlowConnections",
+        grown(10, 0.0001) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.002)},
+        [TOO_SLOW],
+        minutes=60,
+    ),
+    Situation(
+        "they go together, but the rules cost next to nothing",
+        "VipscopeRulesSlowConnections",
+        grown(10, 0.0001) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.0015)},
+        minutes=60,
+    ),
+    Situation(
+        "the rules cost an eighth of the latency, but it does not move with them",
+        "VipscopeRulesSlowConnections",
+        grown(0, 0.0001) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.002)},
+        minutes=60,
+    ),
+    Situation(
+        "a node holds the rules of two modes",
+        "VipscopeModeLeftovers",
+        {IPTABLES: steady(1), one(m.PROXY_MODE, mode="nftables"): steady(1)},
+        [
+            Expected(
+                "warning", "leftovers", HERE,
+                "n1 holds the rules of more than one kube-proxy mode.",
+                "n1 holds the programs of 2 modes of kube-proxy. The older one's still takes"
+                " packets, to endpoints that nobody updates.",
+            )
+        ],
+        minutes=16,
+    ),
+    Situation(
+        "a node is on its way from one mode to another",
+        "VipscopeModeLeftovers",
+        {IPTABLES: "1x13 0x9", one(m.PROXY_MODE, mode="nftables"): steady(1)},
+        minutes=16,
+    ),
+]  # fmt: skip
+
+# --- drift ----------------------------------------------------------------------------------------
+
+
+def drift(severity: str, kind: str, what: str, age: str) -> Expected:
+    return Expected(
+        severity, "drift", {**HERE, "kind": kind},
+        f"The kernel of n1 differs from the API: {kind} {what}.",
+        f"2 {what} on n1 are {kind} in the kernel, and have been for more than {age}.",
+    )  # fmt: skip
+
+
+MISSING = one(m.DRIFT_SERVICES, kind="missing")
+ORPHANED = one(m.DRIFT_SERVICES, kind="orphaned")
+STALE = one(m.DRIFT_ENDPOINTS, kind="stale")
+OLDEST = one(m.DRIFT_OLDEST)
+
+DRIFT = [
+    Situation(
+        "Service ports have been missing for a minute and more",
+        "VipscopeServiceDrift",
+        {MISSING: "2x9", OLDEST: growing(60)},
+        [drift("warning", "missing", "Service ports", "1m")],
+        minutes=3,
+    ),
+    Situation(
+        "Service ports are missing for under a minute each",
+        "VipscopeServiceDrift",
+        {MISSING: steady(2), OLDEST: steady(60)},
+    ),
+    Situation(
+        "Service ports have been missing for more than ten minutes",
+        "VipscopeServiceDrift",
+        {MISSING: steady(2), OLDEST: growing(60)},
+        [drift(each, "missing", "Service ports", age) for each, age in
+         (("critical", "10m"), ("warning", "1m"))],
+        minutes=12,
+    ),
+    Situation(
+        "orphaned Service ports harm nobody at once",
+        "VipscopeServiceDrift",
+        {MISSING: steady(0), ORPHANED: steady(2), OLDEST: growing(60)},
+        [drift("warning", "orphaned", "Service ports", "1m")],
+        minutes=12,
+    ),
+    Situation(
+        "stale endpoints are programmed for more than a minute",
+        "VipscopeEndpointDrift",
+        {STALE: steady(2), OLDEST: growing(60)},
+        [drift("warning", "stale", "endpoints", "1m")],
+        minutes=3,
+    ),
+    Situation(
+        "endpoints are stale, but others were first",
+        "VipscopeEndpointDrift",
+        {STALE: "0 0 0 0 2x9", OLDEST: growing(60)},
+        minutes=4,
+    ),
+    Situation(
+        "stale endpoints are programmed for more than ten minutes",
+        "VipscopeEndpointDrift",
+        {STALE: steady(2), OLDEST: growing(60)},
+        [drift(each, "stale", "endpoints", age) for each, age in
+         (("critical", "10m"), ("warning", "1m"))],
+        minutes=12,
+    ),
+    Situation(
+        "missing endpoints only take capacity away",
+        "VipscopeEndpointDrift",
+        {STALE: steady(0), one(m.DRIFT_ENDPOINTS, kind="missing"): steady(2), OLDEST: growing(60)},
+        [drift("warning", "missing", "endpoints", "1m")],
+        minutes=12,
+    ),
+]  # fmt: skip
+
+# --- kube-proxy and who else writes ---------------------------------------------------------------
+
+
+def pending(severity: str, doing: str, age: str) -> Expected:
+    return Expected(
+        severity, "kube_proxy", HERE,
+        f"kube-proxy on n1 {doing}.",
+        f"kube-proxy on n1 has had a change queued for {age} without writing it to the kernel.",
+    )  # fmt: skip
+
+
+def contention(severity: str, share: str) -> Expected:
+    return Expected(
+        severity, "xtables_lock", HERE,
+        "The xtables lock on n1 is hardly ever free.",
+        f"/run/xtables.lock on n1 was held for {share} of the last 5m: kube-proxy and the CNI wait"
+        " for it.",
+    )  # fmt: skip
+
+
+PENDING = one(m.KUBE_PROXY_SYNC_PENDING)
+FAILURES = one(m.KUBE_PROXY_RESTORE_FAILURES)
+LOCK = one(m.LOCK_HELD)
+
+
+def writes(process: str) -> str:
+    return one(m.TRANSACTIONS, process=process)
+
+
+KUBE_PROXY = [
+    Situation(
+        "kube-proxy has not been healthy for two minutes",
+        "VipscopeKubeProxyDown",
+        {one(m.KUBE_PROXY_UP): "1 1 0x9"},
+        [
+            Expected(
+                "critical", "kube_proxy", HERE,
+                "kube-proxy on n1 is not healthy.",
+                "kube-proxy on n1 does not answer, or says that it is unhealthy: the kernel keeps"
+                " the Services as they were.",
+            )
+        ],
+        minutes=4,
+    ),
+    Situation(
+        "kube-proxy restarts",
+        "VipscopeKubeProxyDown",
+        {one(m.KUBE_PROXY_UP): "1 1 0 0 1x9"},
+        minutes=4,
+    ),
+    Situation(
+        "a sync is pending for half a minute and more, time and again",
+        "VipscopeSyncPending",
+        {PENDING: steady(31)},
+        [pending("warning", "is behind", "31s")],
+    ),
+    Situation("a sync takes half a minute", "VipscopeSyncPending", {PENDING: steady(30)}),
+    Situation(
+        "a sync hangs",
+        "VipscopeSyncPending",
+        {PENDING: steady(301)},
+        [pending("critical", "hangs", "5m 1s"), pending("warning", "is behind", "5m 1s")],
+    ),
+    Situation(
+        "a sync takes five minutes",
+        "VipscopeSyncPending",
+        {PENDING: steady(300)},
+        [pending("warning", "is behind", "5m 0s")],
+    ),
+    Situation(
+        "three writes failed within a quarter of an hour",
+        "VipscopeRestoreFailing",
+        {FAILURES: growing(0.2)},
+        [
+            Expected(
+                "critical", "restore", HERE,
+                "The kernel of n1 refuses kube-proxy's rules.",
+                "kube-proxy on n1 failed to write its rules 3 times within 15m.",
+            )
+        ],
+        minutes=30,
+    ),
+    Situation(
+        "two writes failed", "VipscopeRestoreFailing", {FAILURES: growing(2 / 15)}, minutes=30
+    ),
+    Situation(
+        "kube-proxy and Calico write all the time",
+        "VipscopeSeveralWriters",
+        {writes("iptables-restor"): growing(40), writes("iptables-nft-re"): growing(40)},
+        [
+            Expected(
+                "warning", "writers", HERE,
+                "2 programs rewrite the ruleset of n1 all the time.",
+                "2 programs on n1 each commit more than 0.5 transactions per second to nf_tables,"
+                " and undo or delay each other's.",
+            )
+        ],
+        minutes=16,
+    ),
+    Situation(
+        "kube-proxy writes IPv4 and IPv6",
+        "VipscopeSeveralWriters",
+        {writes("iptables-restor"): growing(60), writes("ip6tables-resto"): growing(60)},
+        minutes=16,
+    ),
+    Situation(
+        "another writes now and then",
+        "VipscopeSeveralWriters",
+        {writes("iptables-restor"): growing(60), writes("nft"): growing(30)},
+        minutes=16,
+    ),
+    Situation(
+        "the lock is held for three quarters of the time",
+        "VipscopeXtablesLockContention",
+        {LOCK: points([1, 1, 1, 0] * 5)},
+        [contention("warning", "66.67%")],
+        minutes=12,
+    ),
+    Situation(
+        "the lock is held for half of the time",
+        "VipscopeXtablesLockContention",
+        {LOCK: points([1, 0] * 10)},
+        minutes=12,
+    ),
+    Situation(
+        "nobody gets the lock",
+        "VipscopeXtablesLockContention",
+        {LOCK: steady(1)},
+        [contention("critical", "100%"), contention("warning", "100%")],
+    ),
+]  # fmt: skip
+
+# --- connection tracking and IPVS -----------------------------------------------------------------
+
+
+def full(severity: str, share: str) -> Expected:
+    return Expected(
+        severity, "conntrack", HERE,
+        "Connection tracking on n1 is nearly full.",
+        f"{share} of the connections that n1 can track are in use. Beyond, it drops the first"
+        " packet of new ones.",
+    )  # fmt: skip
+
+
+def tracked(entries: int) -> dict[str, str]:
+    return {one(m.CONNTRACK_ENTRIES): steady(entries), one(m.CONNTRACK_LIMIT): steady(1000)}
+
+
+def sysctl(name: str, value: int) -> Expected:
+    return Expected(
+        "warning", "sysctl", {**HERE, "name": name},
+        f"net.ipv4.vs.{name} on n1 delays connections.",
+        f"net.ipv4.vs.{name} is {value} on n1, which with this kernel and so many virtual servers"
+        " delays or loses connections.",
+    )  # fmt: skip
+
+
+def ipvs(servers: int, kernel: str, **sysctls: int) -> dict[str, str]:
+    return {
+        one(m.IPVS_VIRTUAL_SERVERS, family="ipv4", protocol="tcp", scheduler="rr"): steady(servers),
+        one(m.NODE_INFO, nodename="n1", kernel=kernel): steady(1),
+        **{one(m.IPVS_SYSCTL, name=name): steady(value) for name, value in sysctls.items()},
+    }
+
+
+GOOD = {"conn_reuse_mode": 0, "expire_nodest_conn": 1, "run_estimation": 1}
+INSERT_FAILED = one(m.CONNTRACK["insert_failed"])
+EMPTY = one(m.IPVS_EMPTY_VIRTUAL_SERVERS, family="ipv4", protocol="tcp")
+
+CONNTRACK = [
+    Situation(
+        "the table is filled to four fifths and one more",
+        "VipscopeConntrackFull",
+        tracked(801),
+        [full("warning", "80.1%")],
+    ),
+    Situation("it is filled to four fifths", "VipscopeConntrackFull", tracked(800)),
+    Situation(
+        "it is all but full",
+        "VipscopeConntrackFull",
+        tracked(951),
+        [full("critical", "95.1%"), full("warning", "95.1%")],
+    ),
+    Situation(
+        "it is filled to 95 %", "VipscopeConntrackFull", tracked(950), [full("warning", "95%")]
+    ),
+    Situation(
+        "more than one connection a second cannot be tracked",
+        "VipscopeConntrackInsertFailed",
+        {INSERT_FAILED: growing(75)},
+        [
+            Expected(
+                "warning", "conntrack", HERE,
+                "Connections on n1 clash.",
+                "1.25 connections per second on n1 could not be tracked, because another had the"
+                " same addresses and ports; their first packets were lost.",
+            )
+        ],
+    ),
+    Situation(
+        "one a second cannot", "VipscopeConntrackInsertFailed", {INSERT_FAILED: growing(60)}
+    ),
+    Situation(
+        "packets and older connections are dropped",
+        "VipscopeConntrackDrops",
+        {
+            one(m.CONNTRACK["drop"]): growing(4.5),
+            one(m.CONNTRACK["early_drop"]): growing(3),
+        },
+        [
+            Expected(
+                "critical", "conntrack", HERE,
+                "n1 drops packets that it cannot track.",
+                "Connection tracking on n1 drops 125m packets or older connections per second:"
+                " clients try again after a second or more.",
+            )
+        ],
+    ),
+    Situation(
+        "few are dropped",
+        "VipscopeConntrackDrops",
+        {one(m.CONNTRACK["drop"]): growing(3), one(m.CONNTRACK["early_drop"]): growing(2.9)},
+    ),
+]  # fmt: skip
+
+IPVS = [
+    Situation(
+        "a virtual server has no real server",
+        "VipscopeEmptyVirtualServer",
+        {EMPTY: steady(1)},
+        [
+            Expected(
+                "info", "empty_virtual_server", HERE,
+                "IPVS on n1 has virtual servers without a real server.",
+                "1 virtual servers on n1 have no real server, so their Services refuse connections."
+                " For Services without endpoints that is as it must be.",
+            )
+        ],
+    ),
+    Situation(
+        "a virtual server had none for a few minutes",
+        "VipscopeEmptyVirtualServer",
+        {EMPTY: "0x5 1x9"},
+    ),
+    Situation(
+        "a node is in mode ipvs",
+        "VipscopeDeprecatedMode",
+        {one(m.PROXY_MODE, mode="ipvs"): steady(1)},
+        [
+            Expected(
+                "info", "deprecated_mode", CLUSTER,
+                "kube-proxy's mode ipvs is deprecated.",
+                "1 nodes hold mode ipvs, deprecated since Kubernetes 1.35. Mode nftables takes its"
+                " place.",
+            )
+        ],
+        minutes=16,
+    ),
+    Situation(
+        "no node is in mode ipvs",
+        "VipscopeDeprecatedMode",
+        {one(m.PROXY_MODE, mode="ipvs"): steady(0), IPTABLES: steady(1)},
+        minutes=16,
+    ),
+    Situation(
+        "every setting of IPVS is harmful here",
+        "VipscopeHarmfulSysctl",
+        ipvs(10_000, "5.8.1", conn_reuse_mode=1, expire_nodest_conn=0, run_estimation=1),
+        [
+            sysctl("conn_reuse_mode", 1),
+            sysctl("expire_nodest_conn", 0),
+            sysctl("run_estimation", 1),
+        ],
+        minutes=16,
+    ),
+    Situation(
+        "the kernel is new enough and the servers are few",
+        "VipscopeHarmfulSysctl",
+        ipvs(9_999, "5.10.0", **GOOD | {"conn_reuse_mode": 1}),
+        minutes=16,
+    ),
+    Situation(
+        "IPVS is loaded but not used",
+        "VipscopeHarmfulSysctl",
+        ipvs(0, "6.1.0", **GOOD | {"expire_nodest_conn": 0}),
+        minutes=16,
+    ),
+]  # fmt: skip
+
+# --- the cluster ----------------------------------------------------------------------------------
+
+UNROUTABLE = one(
+    m.SERVICE_UNROUTABLE, namespace="shop", service="cart", port="http", reason="pods_not_ready"
+)
+CHANGES = one(m.ENDPOINT_CHANGES, change="ready")
+LAST_EVENT = one(m.WATCH_LAST_EVENT, resource="endpointslices")
+
+THE_CLUSTER = [
+    Situation(
+        "a Service routes to nobody",
+        "VipscopeServiceUnroutable",
+        {UNROUTABLE: steady(1)},
+        [
+            Expected(
+                "warning", "unroutable",
+                {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http",
+                 "reason": "pods_not_ready"},
+                "Service shop/cart routes to nobody.",
+                "Port http of Service shop/cart routes to nobody: pods_not_ready.",
+            )
+        ],
+    ),
+    Situation(
+        "a Service routed to nobody for four minutes",
+        "VipscopeServiceUnroutable",
+        {UNROUTABLE: "1x3 _ stale"},
+    ),
+    Situation(
+        "a replica of the exporter takes over, on another node",
+        "VipscopeServiceUnroutable",
+        {UNROUTABLE: "1x5 stale", UNROUTABLE.replace("n1", "n2"): "_x4 1x9"},
+        [
+            Expected(
+                "warning", "unroutable",
+                {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http",
+                 "reason": "pods_not_ready"},
+                "Service shop/cart routes to nobody.",
+                "Port http of Service shop/cart routes to nobody: pods_not_ready.",
+            )
+        ],
+        minutes=8,
+    ),
+    Situation(
+        "more than fifty endpoints change a second",
+        "VipscopeEndpointChurn",
+        {CHANGES: growing(60 * 50), one(m.ENDPOINT_CHANGES, change="unready"): growing(60)},
+        [
+            Expected(
+                "warning", "churn", CLUSTER,
+                "Endpoints change in a storm.",
+                "51 endpoints per second change in the cluster, and each node's kube-proxy writes"
+                " each of them.",
+            )
+        ],
+    ),
+    Situation("fifty change a second", "VipscopeEndpointChurn", {CHANGES: growing(60 * 50)}),
+    Situation(
+        "the API server is silent",
+        "VipscopeWatchStale",
+        {LAST_EVENT: steady(0)},
+        [
+            Expected(
+                "warning", "watch", {**CLUSTER, "resource": "endpointslices"},
+                "The API server is silent about endpointslices.",
+                "The API server was last heard of endpointslices 7m 0s ago. What is exported of the"
+                " cluster is as old.",
+            )
+        ],
+        minutes=7,
+    ),
+    Situation(
+        "the API server was silent for five minutes",
+        "VipscopeWatchStale",
+        {LAST_EVENT: steady(120)},
+        minutes=7,
+    ),
+]  # fmt: skip
+
+# --- the objective --------------------------------------------------------------------------------
+
+
+def burn(severity: str, share: str, days: str) -> Expected:
+    edge = {
+        "latency_source": "istio",
+        "source": "shop/web",
+        "destination": "cart",
+        "destination_namespace": "shop",
+    }
+    sloth = {
+        "sloth_service": "shop/cart",
+        "sloth_slo": "latency-istio-shop/web",
+        "sloth_id": "shop/cart-latency-istio-shop/web",
+    }
+    return Expected(
+        severity, "latency", {**CLUSTER, **edge, **sloth},
+        "shop/web gets slow answers from cart.",
+        f"{share} of the requests from shop/web to cart, as istio measures them, took more than"
+        f" 50 ms. Only 1 % may: like this the budget of 30 days lasts {days} days at most.",
+    )  # fmt: skip
+
+
+def istio(slow: float, per_minute: float = 60) -> dict[str, str]:
+    """So many requests a minute, of which a share takes between 50 and 100 ms."""
+    labels = {
+        "reporter": "source", "source_workload_namespace": "shop", "source_workload": "web",
+        "destination_service_namespace": "shop", "destination_service_name": "cart",
+    }  # fmt: skip
+    name = "istio_request_duration_milliseconds_bucket"
+    return {
+        one(name, **labels, le="50"): growing(per_minute * (1 - slow)),
+        one(name, **labels, le="100"): growing(per_minute),
+        one(name, **labels, le="+Inf"): growing(per_minute),
+    }
+
+
+OBJECTIVE = [
+    Situation(
+        "15 % are slow for an hour",
+        "VipscopeLatencyBudgetBurn",
+        istio(0.15),
+        [burn("critical", "15%", "5"), burn("warning", "15%", "30")],
+        minutes=60,
+    ),
+    Situation(
+        "7 % are slow for hours",
+        "VipscopeLatencyBudgetBurn",
+        istio(0.07),
+        [burn("critical", "7%", "5"), burn("warning", "7%", "30")],
+        minutes=60,
+    ),
+    Situation(
+        "5.9 % are slow",
+        "VipscopeLatencyBudgetBurn",
+        istio(0.059),
+        [burn("warning", "5.9%", "30")],
+        minutes=60,
+    ),
+    Situation("0.9 % are slow", "VipscopeLatencyBudgetBurn", istio(0.009), minutes=60),
+    Situation(
+        "half of very few are slow",
+        "VipscopeLatencyBudgetBurn",
+        istio(0.5, per_minute=2.9),
+        minutes=60,
+    ),
+    Situation(
+        "a histogram has no bound at the threshold",
+        "VipscopeThresholdIsNoBucket",
+        {
+            one("traces_service_graph_request_client_seconds_bucket",
+                client="web", server="cart", le=le): growing(60)
+            for le in ("0.1", "0.2", "+Inf")
+        },
+        [
+            Expected(
+                "info", "configuration", {**CLUSTER, "latency_source": "tempo"},
+                "The SLO cannot be judged for tempo.",
+                "1 edges of tempo have a histogram without a bucket bound at 0.05 s.",
+            )
+        ],
+        minutes=20,
+    ),
+    Situation(
+        "a histogram has one", "VipscopeThresholdIsNoBucket", istio(0), minutes=20
+    ),
+]  # fmt: skip
+
+SITUATIONS = (
+    *EXPORTER, *GROWTH, *DRIFT, *KUBE_PROXY, *CONNTRACK, *IPVS, *THE_CLUSTER, *OBJECTIVE,
+)  # fmt: skip
