@@ -80,15 +80,15 @@ class Association:
 
     @property
     def _load(self) -> Metric:
-        return self._series("requests:paired", "Load where rules and latency are known.")
+        return self._series("requests:paired", "Load where rules and p99 are known.")
 
     @property
     def _rules(self) -> Metric:
-        return self._series("rules:paired", "Rules where the latency is known.")
+        return self._series("rules:paired", "Rules at these times.")
 
     @property
     def _latency(self) -> Metric:
-        return self._series("latency_seconds:paired", "p99 where the rules are known.")
+        return self._series("latency_seconds:paired", "p99 at these times.")
 
     @property
     def rules_latency(self) -> Pair:
@@ -161,17 +161,18 @@ class Association:
     def group(self, settings: Settings) -> Group:
         """All of them, in the order in which they depend on each other."""
         window, points = settings.span(settings.association_window), settings.association_points
-        rules, p99 = self._rules, self._latency
+        rules, p99, load = self._rules, self._latency, self._load
         match, source = on(*self.labels), "group_left ()"
+        known = f"({finite(latency.P99[self.level])} and {match} {finite(self.rules)})"
         # What a node is asked to do is its new connections; a source's own rate where the rules do
         # not count them.
         connections = (
             f"sum {by(*self.labels)} "
             f"(rate({m.SERVICE_NEW_CONNECTIONS}[{settings.span(LOAD_WINDOW)}]))"
         )
-        load = f"""
-            ({p99} * 0 + {match} {source} {connections})
-            or ({p99} * 0 + {latency.REQUESTS[self.level]})
+        asked = f"""
+            ({known} * 0 + {match} {source} {connections})
+            or ({known} * 0 + {finite(latency.REQUESTS[self.level])})
             """
         room = f"({settings.threshold:g} - {latency.P99[self.level]} > 0)"
         rising = f"(deriv({latency.P99[self.level]}[{window}]) > 0)"
@@ -189,9 +190,9 @@ class Association:
         return Group(
             f"vipscope-association-{self.level}",
             [
-                Record(p99, f"{finite(str(latency.P99[self.level]))} and {match} {self.rules}"),
-                Record(rules, f"{p99} * 0 + {match} {source} {self.rules}"),
-                Record(self._load, load),
+                Record(load, asked),
+                Record(p99, f"{latency.P99[self.level]} and {load}"),
+                Record(rules, f"{load} * 0 + {match} {source} {self.rules}"),
                 *(Record(pair.xy, f"{pair.x} * {pair.y}") for pair in pairs),
                 *(
                     Record(series, pair.correlation(window, points))

@@ -81,9 +81,12 @@ def on(*labels: str) -> str:
     return f"on ({', '.join(labels)})"
 
 
-def finite(expr: str) -> str:
-    """`expr` without NaN and infinity, which one quiet histogram would spread over everything."""
-    return f"({expr} >= 0) < +Inf"
+def finite(expr: object) -> str:
+    """What of `expr`, which is never negative, is a number: without NaN and infinity.
+
+    One quiet histogram's NaN would spread over every sum and average.
+    """
+    return f"(({expr} >= 0) < +Inf)"
 
 
 def layout(expr: str) -> str:

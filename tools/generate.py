@@ -3,6 +3,7 @@
 exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
 excerpts of /metrics and of what the other commands print from golden files, which are what vipscope
 says of a captured node.
+Rules, alerts and examples are rendered as `python -m alerts` does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import itertools
 import re
 from pathlib import Path
 
+import alerts.__main__ as rules
+from alerts.settings import Settings as RuleSettings
 from vipscope import settings
 from vipscope.metrics import CATALOGUE, PROXY_MODE, RULES, SERVICE_RULE_DEPTH, Metric
 
@@ -127,6 +130,7 @@ def main() -> None:
     """Write all generated files."""
     METRICS.write_text(metrics_page())
     README.write_text(readme())
+    rules.write(RuleSettings())
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def steady(value: float) -> str:
 
 def growing(per_minute: float, start: float = 0) -> str:
     """A counter, or a gauge that grows."""
-    return f"{start:.12g}+{per_minute:.12g}x600"
+    return f"{start:.12g}{per_minute:+.12g}x600"
 
 
 def points(values: Iterable[float | None]) -> str:
