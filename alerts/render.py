@@ -21,6 +21,7 @@ from alerts import (
 )
 from alerts.rule import Alert, Group, Record, layout
 from alerts.settings import Settings
+from vipscope.metrics import Metric
 
 HEAD = "# Rendered by `python -m alerts`: edit alerts/*.py.\n"
 
@@ -38,6 +39,17 @@ def groups(settings: Settings) -> Mapping[str, list[Group]]:
         "attribution": attribution.groups(settings),
         "slo": slo.groups(settings),
         "causes": causes.groups(settings),
+    }
+
+
+def recorded(settings: Settings) -> Mapping[str, Metric]:
+    """Name -> series, of all that the rules record."""
+    return {
+        str(rule.series): rule.series
+        for found in groups(settings).values()
+        for group in found
+        for rule in group.rules
+        if isinstance(rule, Record)
     }
 
 
