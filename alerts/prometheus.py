@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alerts.settings import SECOND, Settings
+from alerts.settings import Settings
 
 EXAMPLE = {"node1": "10.0.0.1:9908", "node2": "10.0.0.2:9908"}
 
@@ -23,11 +23,12 @@ def config(
     alertmanager: str = "localhost:9093",
 ) -> dict[str, Any]:
     """The configuration. `nodes` is the exporter's address by node."""
+    interval = settings.span(settings.scrape_interval)
     return {
         "global": {
-            "scrape_interval": settings.span(15 * SECOND),
-            "scrape_timeout": settings.span(10 * SECOND),
-            "evaluation_interval": settings.span(15 * SECOND),
+            "scrape_interval": interval,
+            "scrape_timeout": settings.span(settings.scrape_interval * 2 / 3),
+            "evaluation_interval": interval,
         },
         "rule_files": [rules],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},

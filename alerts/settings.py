@@ -19,6 +19,9 @@ class Settings:
     the evaluation of a few empty queries."""
     job: str = "vipscope"
     """The `job` of the exporters' scrape, by which their absence is noticed."""
+    scrape_interval: float = 15 * SECOND
+    """How often the example of a Prometheus configuration scrapes, and evaluates the rules. At
+    least four scrapes must fit into the rules' shortest window, 5 minutes."""
     runbooks: str = "https://github.com/vipscope/vipscope/blob/main/alerts/RUNBOOKS.md"
     """Where RUNBOOKS.md is served; each alert's link is an anchor in it."""
     dashboards: str = "https://grafana.example.com"

@@ -1,0 +1,261 @@
+"""A node that breaks: a real kernel, exporter, Prometheus and Alertmanager, one fault at a time.
+
+The rules are the rendered ones, with minutes as seconds. What is asserted is what somebody gets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from alerts import growth, render
+from alerts.settings import Settings
+from tests.lab import monitoring, rulesets
+from tests.lab.monitoring import Monitoring, Name, rehearsed, wait
+from tests.lab.namespace import Namespace, requirements
+from vipscope import metrics as m
+from vipscope.collectors.pressure import INITIAL_PID_NAMESPACE
+
+LACKING = "; ".join([*requirements(), *filter(None, [monitoring.missing()])])
+pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
+
+METRICS = Path(__file__).parents[1] / "captures/metrics/kube-proxy.iptables.prom"
+SERVICES = rulesets.cluster(100, 3)
+FEW, MANY = SERVICES[:50], SERVICES
+SETTINGS = rehearsed(Settings(many_rules=800))
+"""The first 50 Services have some 560 rules, all 100 some 1,110."""
+PATIENCE = 40.0
+SEES_LOCKS = str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
+"""From another pid namespace the lock's holders are not seen."""
+
+
+class Node:
+    """A node with kube-proxy's rules, something that answers as kube-proxy, and an exporter."""
+
+    def __init__(self, namespace: Namespace, directory: Path) -> None:
+        self.namespace = namespace
+        self.lock = directory / "xtables.lock"
+        self.lock.touch()
+        namespace.restore(rulesets.iptables(FEW))
+        self.start_kube_proxy()
+        namespace.popen(
+            sys.executable, "-m", "vipscope", "--role=node", "--node-name=n1",
+            "--web.listen-address=127.0.0.1:9908", f"--path.xtables-lock={self.lock}",
+            "--log.level=warning",
+        )  # fmt: skip
+
+    def start_kube_proxy(self) -> None:
+        self.kube_proxy = self.namespace.popen(
+            sys.executable, "-m", "tests.lab.web", "kube-proxy", str(METRICS)
+        )
+
+    def stop_kube_proxy(self) -> None:
+        self.kube_proxy.kill()
+        self.kube_proxy.wait()
+
+    def fill_conntrack(self, limit: int) -> None:
+        """Open new connections, by UDP to addresses of the loopback network, beyond the limit."""
+        self.namespace.call(_send_to_many, limit + 5000)
+
+    def empty_conntrack(self) -> None:
+        self.namespace.run("conntrack", "-F")
+
+    def hold_lock(self) -> contextlib.AbstractContextManager[object]:
+        """As any iptables does; until the context ends."""
+        handle = self.lock.open("w")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return handle
+
+
+def _send_to_many(number: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        for each in range(number):
+            address = f"127.{1 + (each >> 16)}.{each >> 8 & 255}.{each & 255}"
+            with contextlib.suppress(OSError):  # refused, or dropped for the full table
+                client.sendto(b"x", (address, 9))
+
+
+@contextlib.contextmanager
+def yields(watched: Monitoring, *names: Name, perhaps: Sequence[Name] = ()) -> Iterator[None]:
+    """What happens inside makes just these notifications, each for the first time."""
+    before = watched.told()
+    yield
+    wait(
+        lambda: watched.told() - before >= set(names),
+        PATIENCE,
+        lambda: f"told of {watched.told()}, active {watched.active()}",
+    )
+    assert watched.told() - before - set(perhaps) == set(names)
+
+
+@pytest.mark.timeout(180)
+def test_each_fault_of_a_node_yields_its_alert_and_health_none(tmp_path: Path) -> None:
+    with Namespace() as namespace:
+        node = Node(namespace, tmp_path)
+        with Monitoring(namespace, tmp_path, SETTINGS, {"n1": "127.0.0.1:9908"}) as watched:
+            healthy(watched)
+            breaks(node, watched)
+            texts_are_filled_in(watched)
+
+
+def healthy(watched: Monitoring) -> None:
+    wait(lambda: watched.query(f"{growth.NODE_RULES} < 800"), PATIENCE)
+    time.sleep(10)  # longer than most alerts wait
+    assert [rule["lastError"] for rule in watched.rules() if rule["health"] != "ok"] == []
+    assert watched.query("ALERTS") == []
+    recorded = render.recorded(SETTINGS)
+    for labels, _ in watched.query('{__name__=~".+:vipscope_.+|slo:.+"}'):
+        assert labels.keys() - {"__name__"} <= set(recorded[labels["__name__"]].labels)
+
+
+def breaks(node: Node, watched: Monitoring) -> None:
+    with yields(watched, ("VipscopeTooManyRules", "warning")):
+        node.namespace.restore(rulesets.iptables(MANY))
+
+    ((_, limit),) = watched.query(str(m.CONNTRACK_LIMIT))
+    nearly_full, full = (("VipscopeConntrackFull", each) for each in ("warning", "critical"))
+    # Filling it takes some seconds, and a slow one is told of on the way.
+    drops = ("VipscopeConntrackDrops", "critical")
+    with yields(watched, full, drops, perhaps=[nearly_full]):
+        node.fill_conntrack(int(limit))
+    assert nearly_full in watched.inhibited()
+    node.empty_conntrack()
+
+    with yields(watched, ("VipscopeKubeProxyDown", "critical")):
+        node.stop_kube_proxy()
+    assert watched.inhibited() == set()
+
+    contended, stuck = (("VipscopeXtablesLockContention", each) for each in ("warning", "critical"))
+    if SEES_LOCKS:
+        with node.hold_lock(), yields(watched, stuck, perhaps=[contended]):
+            pass
+        # The one page that is left is that of the cause: nobody gets the lock.
+        assert watched.inhibited() == {contended, ("VipscopeKubeProxyDown", "critical")}
+
+
+def texts_are_filled_in(watched: Monitoring) -> None:
+    for alert in watched.notified():
+        assert alert["labels"]["cluster"] == monitoring.CLUSTER
+        assert alert["labels"]["node"] == "n1"
+        for text in alert["annotations"].values():
+            assert not re.search(r"[{}]|<no value>|error", text), text
+
+
+# --- inhibition -----------------------------------------------------------------------------------
+
+NODE = {"node": "n1"}
+OTHER_NODE = {"node": "n2"}
+NO_NODE: dict[str, str] = {}
+EDGE = {"latency_source": "istio", "source": "shop/web", "destination": "cart"}
+OTHER_EDGE = EDGE | {"destination": "till"}
+
+Labels = dict[str, str]
+INHIBITED: list[tuple[str, Labels, Labels, bool]] = [
+    (
+        "a cause explains the latency of its node",
+        {"cause": "conntrack", "severity": "critical"} | NODE,
+        {"cause": "latency", "severity": "critical"} | NODE,
+        True,
+    ),
+    (
+        "it does not explain that of another node",
+        {"cause": "conntrack", "severity": "critical"} | NODE,
+        {"cause": "latency", "severity": "critical"} | OTHER_NODE,
+        False,
+    ),
+    (
+        "nor that of a source that knows no node",
+        {"cause": "conntrack", "severity": "critical"} | NODE,
+        {"cause": "latency", "severity": "critical"} | EDGE,
+        False,
+    ),
+    (
+        "what concerns the whole cluster explains it",
+        {"cause": "churn", "severity": "warning"} | NO_NODE,
+        {"cause": "latency", "severity": "warning"} | EDGE,
+        True,
+    ),
+    (
+        "a ticket never holds back a page",
+        {"cause": "churn", "severity": "warning"} | NO_NODE,
+        {"cause": "latency", "severity": "critical"} | EDGE,
+        False,
+    ),
+    (
+        "a dead exporter holds back all that it feeds",
+        {"cause": "exporter", "severity": "critical"} | NODE,
+        {"cause": "restore", "severity": "critical"} | NODE,
+        True,
+    ),
+    (
+        "but nothing of another node",
+        {"cause": "exporter", "severity": "critical"} | NODE,
+        {"cause": "restore", "severity": "critical"} | OTHER_NODE,
+        False,
+    ),
+    (
+        "and not itself",
+        {"cause": "exporter", "severity": "critical", "alertname": "A"} | NODE,
+        {"cause": "exporter", "severity": "critical", "alertname": "B"} | NODE,
+        False,
+    ),
+    (
+        "of one cause the page holds back the ticket",
+        {"cause": "drift", "severity": "critical", "kind": "stale"} | NODE,
+        {"cause": "drift", "severity": "warning", "kind": "missing"} | NODE,
+        True,
+    ),
+    (
+        "not of another cause that it does not explain",
+        {"cause": "drift", "severity": "critical"} | NODE,
+        {"cause": "conntrack", "severity": "warning"} | NODE,
+        False,
+    ),
+    (
+        "the latency of one edge holds back its own ticket",
+        {"cause": "latency", "severity": "critical"} | EDGE,
+        {"cause": "latency", "severity": "warning"} | EDGE,
+        True,
+    ),
+    (
+        "but not that of another edge",
+        {"cause": "latency", "severity": "critical"} | EDGE,
+        {"cause": "latency", "severity": "warning"} | OTHER_EDGE,
+        False,
+    ),
+    (
+        "a symptom explains no cause",
+        {"cause": "latency", "severity": "critical"} | NODE,
+        {"cause": "conntrack", "severity": "critical"} | NODE,
+        False,
+    ),
+]
+
+
+def test_what_explains_an_alert_holds_it_back(tmp_path: Path) -> None:
+    # All at once, each in a cluster of its own.
+    with Namespace() as namespace, Monitoring(namespace, tmp_path, SETTINGS, {}) as watched:
+        for number, (_, source, target, _) in enumerate(INHIBITED):
+            where = {"cluster": f"c{number}"}
+            pair = ({"alertname": "Source"} | source, {"alertname": "Target"} | target)
+            watched.post([labels | where for labels in pair])
+        held = {
+            (alert["labels"]["cluster"], alert["labels"]["severity"], alert["labels"]["cause"])
+            for alert in watched.alerts()
+            if alert["status"]["inhibitedBy"] and alert["labels"]["alertname"] == "Target"
+        }
+    expected = {
+        (f"c{number}", target["severity"], target["cause"])
+        for number, (_, _, target, inhibited) in enumerate(INHIBITED)
+        if inhibited
+    }
+    assert held == expected
