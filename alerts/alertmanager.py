@@ -22,10 +22,11 @@ ANYTHING = ".+"
 
 EXPLAINS: Mapping[str, Sequence[str]] = {
     "exporter": (ANYTHING,),
-    "xtables_lock": ("kube_proxy", "restore", "drift", "latency"),
+    "xtables_lock": ("kube_proxy", "restore", "cut_off", "drift", "latency"),
     "writers": ("xtables_lock", "kube_proxy", "latency"),
-    "kube_proxy": ("drift", "latency"),
-    "restore": ("kube_proxy", "drift", "latency"),
+    "kube_proxy": ("cut_off", "drift", "latency"),
+    "restore": ("kube_proxy", "cut_off", "drift", "latency"),
+    "cut_off": ("drift", "latency"),
     "drift": ("latency",),
     "leftovers": ("latency",),
     "conntrack": ("latency",),
@@ -58,7 +59,7 @@ def config(
             # All of a node's troubles are one notification.
             "group_by": [*NODE],
             "group_wait": settings.span(30 * SECOND),
-            "group_interval": settings.span(5 * MINUTE),
+            "group_interval": settings.span(MINUTE),
             "repeat_interval": settings.span(4 * HOUR),
             "routes": [
                 {"receiver": receiver, "matchers": [_one_of("severity", severity)]}

@@ -27,6 +27,14 @@ OLD_REUSE = "~([1-4][.]|5[.][0-8][.]).*"
 second."""
 
 
+UNROUTABLE = (
+    "selector_matches_no_pods", "pods_not_ready", "port_name_mismatch", "no_endpoint_slices",
+    "load_balancer_pending", "external_name_unresolvable",
+)  # fmt: skip
+"""Reasons that are wrong wherever one looks from. A policy may mean a Service to have no endpoint
+on some nodes, and of what is a node's own fault the alerts of drift tell."""
+
+
 def groups(settings: Settings) -> list[Group]:
     """A group a subject."""
     return [
@@ -188,6 +196,17 @@ def drift(settings: Settings) -> list[Alert]:
         services("warning", "~missing|orphaned", late),
         endpoints("critical", "stale", page),
         endpoints("warning", "~missing|stale", late),
+        Alert(
+            name="VipscopeServicesCutOff",
+            severity="critical",
+            cause="cut_off",
+            expr=f"max {by(*NODE, 'fault')} ({m.DRIFT_FAULT}) == 1",
+            summary=f"No Service is reached on {HERE}.",
+            description=f"What leads packets to the Services' rules is missing on {HERE}:"
+            " {{ $labels.fault }}.",
+            dashboard=links.NODE,
+            lasting=MINUTE,
+        ),
     ]
 
 
@@ -378,19 +397,24 @@ def ipvs(settings: Settings) -> list[Alert]:
 
 def cluster(settings: Settings) -> list[Alert]:
     """What the API server says, or no longer says."""
-    unroutable = by(*CLUSTER, "namespace", "service", "port", "reason")
-    return [
-        Alert(
+
+    def unroutable(severity: Severity, reasons: str) -> Alert:
+        port = by(*CLUSTER, "namespace", "service", "port", "reason")
+        return Alert(
             name="VipscopeServiceUnroutable",
-            severity="warning",
+            severity=severity,
             cause="unroutable",
-            expr=f"max {unroutable} ({m.SERVICE_UNROUTABLE}) == 1",
+            expr=f"max {port} ({m.SERVICE_UNROUTABLE.select(reason=reasons)}) == 1",
             summary="Service {{ $labels.namespace }}/{{ $labels.service }} routes to nobody.",
             description="Port {{ $labels.port }} of Service {{ $labels.namespace }}/"
             "{{ $labels.service }} routes to nobody: {{ $labels.reason }}.",
             dashboard=links.SERVICE,
             lasting=5 * MINUTE,
-        ),
+        )
+
+    return [
+        unroutable("warning", f"~{'|'.join(UNROUTABLE)}"),
+        unroutable("info", "no_local_endpoints"),
         Alert(
             name="VipscopeEndpointChurn",
             severity="warning",

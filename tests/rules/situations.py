@@ -283,6 +283,27 @@ DRIFT = [
     ),
 ]  # fmt: skip
 
+FAULT = one(m.DRIFT_FAULT, fault="prerouting")
+
+DRIFT += [
+    Situation(
+        "something cuts all Services off",
+        "VipscopeServicesCutOff",
+        {FAULT: steady(1)},
+        [
+            Expected(
+                "critical", "cut_off", {**HERE, "fault": "prerouting"},
+                "No Service is reached on n1.",
+                "What leads packets to the Services' rules is missing on n1: prerouting.",
+            )
+        ],
+        minutes=2,
+    ),
+    Situation(
+        "a firewall is reloaded", "VipscopeServicesCutOff", {FAULT: "0 0 1 0x9"}, minutes=3
+    ),
+]  # fmt: skip
+
 # --- kube-proxy and who else writes ---------------------------------------------------------------
 
 
@@ -614,6 +635,27 @@ THE_CLUSTER = [
             )
         ],
         minutes=8,
+    ),
+    Situation(
+        "policy Local leaves a Service without endpoints on two nodes",
+        "VipscopeServiceUnroutable",
+        {one(m.SERVICE_UNROUTABLE, namespace="shop", service="cart", port="http",
+             reason="no_local_endpoints", node=node): steady(1) for node in ("n1", "n2")},
+        [
+            Expected(
+                "info", "unroutable",
+                {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http",
+                 "reason": "no_local_endpoints"},
+                "Service shop/cart routes to nobody.",
+                "Port http of Service shop/cart routes to nobody: no_local_endpoints.",
+            )
+        ],
+    ),
+    Situation(
+        "a node has not programmed a Service, which is drift",
+        "VipscopeServiceUnroutable",
+        {one(m.SERVICE_UNROUTABLE, namespace="shop", service="cart", port="http",
+             reason="not_programmed"): steady(1)},
     ),
     Situation(
         "more than fifty endpoints change a second",

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import re
+import shlex
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from alerts import growth, render
 from alerts.settings import Settings
+from tests.kube.mirror import kubeconfig
 from tests.lab import monitoring, rulesets
+from tests.lab.apiserver import Object, api_objects, captured
 from tests.lab.monitoring import Monitoring, Name, rehearsed, wait
 from tests.lab.namespace import Namespace, requirements
+from tests.lab.rulesets import Service
 from vipscope import metrics as m
 from vipscope.collectors.pressure import INITIAL_PID_NAMESPACE
 
@@ -29,28 +36,59 @@ pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
 
 METRICS = Path(__file__).parents[1] / "captures/metrics/kube-proxy.iptables.prom"
 SERVICES = rulesets.cluster(100, 3)
-FEW, MANY = SERVICES[:50], SERVICES
-SETTINGS = rehearsed(Settings(many_rules=800))
+FEW = SERVICES[:50]
+SETTINGS = rehearsed(Settings(many_rules=800, drift_age=3.0, drift_age_critical=5.0))
 """The first 50 Services have some 560 rules, all 100 some 1,110."""
+NODE_NAME = rulesets.NODE_NAME
 PATIENCE = 40.0
 SEES_LOCKS = str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
 """From another pid namespace the lock's holders are not seen."""
+API = "127.0.0.1:6443"
 
 
 class Node:
-    """A node with kube-proxy's rules, something that answers as kube-proxy, and an exporter."""
+    """A node with kube-proxy's rules, something that answers as kube-proxy, and an exporter.
+
+    The API server lives on it, too: nothing leaves the namespace.
+    """
 
     def __init__(self, namespace: Namespace, directory: Path) -> None:
         self.namespace = namespace
         self.lock = directory / "xtables.lock"
         self.lock.touch()
-        namespace.restore(rulesets.iptables(FEW))
+        self.hold(FEW)
         self.start_kube_proxy()
+        self._start_api(directory)
         namespace.popen(
-            sys.executable, "-m", "vipscope", "--role=node", "--node-name=n1",
+            sys.executable, "-m", "vipscope", "--role=node", f"--node-name={NODE_NAME}",
             "--web.listen-address=127.0.0.1:9908", f"--path.xtables-lock={self.lock}",
+            f"--kubeconfig={kubeconfig(directory, f'http://{API}')}", "--drift.grace=1",
             "--log.level=warning",
         )  # fmt: skip
+
+    def hold(self, services: Sequence[Service]) -> None:
+        """Have the kernel hold just these Services."""
+        self.namespace.restore(rulesets.iptables(services))
+
+    def want(self, services: Sequence[Service]) -> None:
+        """Have the API want these Services, too, or with these endpoints."""
+        self.namespace.call(_push, api_objects(services))
+
+    def delete_chain(self, service: Service) -> None:
+        """Take a Service's chain out of the kernel, with the way to it."""
+        nat = ("iptables-nft", "-w", "-t", "nat")
+        rules = self.namespace.run(*nat, "-S", "KUBE-SERVICES").splitlines()
+        (way,) = (shlex.split(rule) for rule in rules if rule.endswith(f"-j {service.chain}"))
+        self.namespace.run(*nat, "-D", *way[1:])
+        self.namespace.run(*nat, "-F", service.chain)
+        self.namespace.run(*nat, "-X", service.chain)
+
+    def fill_conntrack(self, limit: int) -> None:
+        """Open new connections, by UDP to addresses of the loopback network, beyond the limit."""
+        self.namespace.call(_send_to_many, limit + 5000)
+
+    def empty_conntrack(self) -> None:
+        self.namespace.run("conntrack", "-F")
 
     def start_kube_proxy(self) -> None:
         self.kube_proxy = self.namespace.popen(
@@ -61,18 +99,31 @@ class Node:
         self.kube_proxy.kill()
         self.kube_proxy.wait()
 
-    def fill_conntrack(self, limit: int) -> None:
-        """Open new connections, by UDP to addresses of the loopback network, beyond the limit."""
-        self.namespace.call(_send_to_many, limit + 5000)
-
-    def empty_conntrack(self) -> None:
-        self.namespace.run("conntrack", "-F")
-
     def hold_lock(self) -> contextlib.AbstractContextManager[object]:
         """As any iptables does; until the context ends."""
         handle = self.lock.open("w")
         fcntl.flock(handle, fcntl.LOCK_EX)
         return handle
+
+    def _start_api(self, directory: Path) -> None:
+        objects = api_objects(FEW) | {"nodes": captured()["nodes"]}
+        state = directory / "api.json"
+        state.write_text(json.dumps({"version": 5000, "objects": objects}))
+        port = API.rpartition(":")[2]
+        self.namespace.popen(
+            sys.executable, "-m", "tests.lab.apiserver", f"--state={state}", f"--port={port}",
+            "--bookmark-seconds=1", stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+def _push(objects: Mapping[str, Sequence[Object]]) -> None:
+    """Let the API server tell of the objects, as new or modified; it gives them their versions."""
+    for resource, found in objects.items():
+        for each in found:
+            each["metadata"].pop("resourceVersion")
+            order = {"order": "push", "resource": resource, "kind": "MODIFIED", "object_": each}
+            body = json.dumps(order).encode()
+            urllib.request.urlopen(f"http://{API}/control", body, timeout=10).close()
 
 
 def _send_to_many(number: int) -> None:
@@ -101,7 +152,7 @@ def yields(watched: Monitoring, *names: Name, perhaps: Sequence[Name] = ()) -> I
 def test_each_fault_of_a_node_yields_its_alert_and_health_none(tmp_path: Path) -> None:
     with Namespace() as namespace:
         node = Node(namespace, tmp_path)
-        with Monitoring(namespace, tmp_path, SETTINGS, {"n1": "127.0.0.1:9908"}) as watched:
+        with Monitoring(namespace, tmp_path, SETTINGS, {NODE_NAME: "127.0.0.1:9908"}) as watched:
             healthy(watched)
             breaks(node, watched)
             texts_are_filled_in(watched)
@@ -109,6 +160,8 @@ def test_each_fault_of_a_node_yields_its_alert_and_health_none(tmp_path: Path) -
 
 def healthy(watched: Monitoring) -> None:
     wait(lambda: watched.query(f"{growth.NODE_RULES} < 800"), PATIENCE)
+    states = m.COLLECTOR_STATE.select(collector="drift", state="ok")
+    wait(lambda: watched.query(f"{states} == 1"), PATIENCE)
     time.sleep(10)  # longer than most alerts wait
     assert [rule["lastError"] for rule in watched.rules() if rule["health"] != "ok"] == []
     assert watched.query("ALERTS") == []
@@ -117,35 +170,59 @@ def healthy(watched: Monitoring) -> None:
         assert labels.keys() - {"__name__"} <= set(recorded[labels["__name__"]].labels)
 
 
+def both(name: str) -> tuple[Name, Name]:
+    """An alert's ticket and its page."""
+    return (name, "warning"), (name, "critical")
+
+
 def breaks(node: Node, watched: Monitoring) -> None:
+    """One fault after another. Where there is a page, its ticket may have been sent before."""
+
+    def well(name: str) -> None:
+        wait(lambda: name not in dict(watched.active()), PATIENCE, watched.active)
+
+    ticket, page = both("VipscopeServiceDrift")
+    with yields(watched, page, perhaps=[ticket]):
+        node.delete_chain(FEW[7])
+    assert watched.inhibited() == {ticket}
+    node.hold(FEW)
+    well("VipscopeServiceDrift")
+
+    ticket, page = both("VipscopeEndpointDrift")
+    with yields(watched, page, perhaps=[ticket]):
+        node.want([FEW[7].without(FEW[7].endpoints[0])])
+    assert watched.inhibited() == {ticket}
+    node.want([FEW[7]])
+    well("VipscopeEndpointDrift")
+
     with yields(watched, ("VipscopeTooManyRules", "warning")):
-        node.namespace.restore(rulesets.iptables(MANY))
+        node.want(SERVICES[50:])
+        node.hold(SERVICES)
 
     ((_, limit),) = watched.query(str(m.CONNTRACK_LIMIT))
-    nearly_full, full = (("VipscopeConntrackFull", each) for each in ("warning", "critical"))
-    # Filling it takes some seconds, and a slow one is told of on the way.
-    drops = ("VipscopeConntrackDrops", "critical")
-    with yields(watched, full, drops, perhaps=[nearly_full]):
+    ticket, page = both("VipscopeConntrackFull")
+    with yields(watched, page, ("VipscopeConntrackDrops", "critical"), perhaps=[ticket]):
         node.fill_conntrack(int(limit))
-    assert nearly_full in watched.inhibited()
+    assert watched.inhibited() == {ticket}
     node.empty_conntrack()
 
     with yields(watched, ("VipscopeKubeProxyDown", "critical")):
         node.stop_kube_proxy()
+    well("VipscopeConntrackFull")
     assert watched.inhibited() == set()
 
-    contended, stuck = (("VipscopeXtablesLockContention", each) for each in ("warning", "critical"))
     if SEES_LOCKS:
-        with node.hold_lock(), yields(watched, stuck, perhaps=[contended]):
+        ticket, page = both("VipscopeXtablesLockContention")
+        with node.hold_lock(), yields(watched, page, perhaps=[ticket]):
             pass
         # The one page that is left is that of the cause: nobody gets the lock.
-        assert watched.inhibited() == {contended, ("VipscopeKubeProxyDown", "critical")}
+        assert watched.inhibited() == {ticket, ("VipscopeKubeProxyDown", "critical")}
 
 
 def texts_are_filled_in(watched: Monitoring) -> None:
     for alert in watched.notified():
         assert alert["labels"]["cluster"] == monitoring.CLUSTER
-        assert alert["labels"]["node"] == "n1"
+        assert alert["labels"]["node"] == NODE_NAME
         for text in alert["annotations"].values():
             assert not re.search(r"[{}]|<no value>|error", text), text
 
