@@ -155,8 +155,9 @@ class Association:
         )
 
     def strong(self, settings: Settings) -> str:
-        """The correlation where it is strong: given the load, where that is known to vary."""
-        return f"(({self.partial} or {self.correlation}) > {settings.association_strong:g})"
+        """The correlation where it is strong: given the load, unless that does not vary."""
+        plain = f"{self.correlation} unless {self.correlation_load_latency}"
+        return f"(({self.partial} or ({plain})) > {settings.association_strong:g})"
 
     def group(self, settings: Settings) -> Group:
         """All of them, in the order in which they depend on each other."""
@@ -167,8 +168,7 @@ class Association:
         # What a node is asked to do is its new connections; a source's own rate where the rules do
         # not count them.
         connections = (
-            f"sum {by(*self.labels)} "
-            f"(rate({m.SERVICE_NEW_CONNECTIONS}[{settings.span(LOAD_WINDOW)}]))"
+            f"sum {by(*self.labels)} (rate({m.NEW_CONNECTIONS}[{settings.span(LOAD_WINDOW)}]))"
         )
         asked = f"""
             ({known} * 0 + {match} {source} {connections})

@@ -527,10 +527,6 @@ FIRST_PACKET_COST = Metric(
     "vipscope_first_packet_cost_seconds", "gauge", "Cost of a connection's first packet.",
     ("kind",), "node", DRIFT,
 )  # fmt: skip
-SERVICE_NEW_CONNECTIONS = Metric(
-    "vipscope_service_new_connections_total", "counter", "New connections by the rules' counters.",
-    ("namespace", "service", "port"), "node", DRIFT,
-)  # fmt: skip
 
 CATALOGUE: tuple[Metric, ...] = tuple(
     dict.fromkeys(

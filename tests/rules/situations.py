@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alerts.latency import P99
+from alerts.latency import P99, REQUESTS
 from tests.rules.promtool import SCRAPED, Expected, Situation, growing, one, points, steady
 from vipscope import metrics as m
 
@@ -89,11 +89,13 @@ EXPORTER = [
 RULES = one(m.RULES, owner="kube-proxy", table="nat", **{"class": "services"})
 IPTABLES = one(m.PROXY_MODE, mode="iptables")
 NODE_P99 = one(P99["node"], latency_source="probe")
+NODE_REQUESTS = one(REQUESTS["node"], latency_source="probe")
 
 
 def grown(rules_per_minute: float, seconds_per_minute: float) -> dict[str, str]:
     """Rules and p99 that grow together, from 10,000 rules and 10 ms."""
     return {
+        NODE_REQUESTS: steady(100),
         RULES: growing(rules_per_minute, 10_000),
         NODE_P99: growing(seconds_per_minute, 0.00999947),
     }
@@ -129,9 +131,19 @@ GROWTH = [
         minutes=80,
     ),
     Situation(
+        "they grow together, but with the load",
+        "VipscopeRuleGrowthWillBreakSLO",
+        grown(10, 0.00001) | {
+            NODE_REQUESTS: points(100 + i + i % 3 for i in range(100)),
+            NODE_P99: points(0.010 + 0.00001 * (i + i % 3) for i in range(100)),
+        },
+        minutes=80,
+    ),
+    Situation(
         "rules grow, and latency moves, but not with them",
         "VipscopeRuleGrowthWillBreakSLO",
         {
+            NODE_REQUESTS: steady(100),
             RULES: growing(10, 10_000),
             NODE_P99: points(0.010 + 0.00001 * i + 0.004 * (i % 2) for i in range(100)),
         },

@@ -141,8 +141,8 @@ def test_a_load_that_explains_all_leaves_no_partial_correlation(tmp_path: Path) 
 
 def test_new_connections_are_the_load_where_the_rules_count_them(tmp_path: Path) -> None:
     given = series(BY_NODE, growing(10, 5000), WOBBLE, steady(7)) | {
-        one(m.SERVICE_NEW_CONNECTIONS, namespace="a", service="b", port="c"): growing(120),
-        one(m.SERVICE_NEW_CONNECTIONS, namespace="", service="", port=""): growing(60),
+        one(m.NEW_CONNECTIONS, namespace="a", service="b", port="c"): growing(120),
+        one(m.NEW_CONNECTIONS, namespace="", service="", port=""): growing(60),
     }
     paired = BY_NODE.rules_load.y
     assert promtool.run(tmp_path, query_test("load", given, 20, [close(paired, 3.0)])) == ""
