@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from alerts import growth, latency
 from alerts.rule import CLUSTER, NODE, Group, Record, by, finite, on, series
-from alerts.settings import DAY, MINUTE, Settings
+from alerts.settings import DAY, LEISURELY, MINUTE, Settings
 from vipscope import metrics as m
 from vipscope.metrics import Metric
 
@@ -178,9 +178,7 @@ class Association:
         rising = f"(deriv({latency.P99[self.level]}[{window}]) > 0)"
         per_rule = f"{self.slope} / {RULES_QUOTED * MILLISECONDS}"
         per_second = f"({self.growth_per_day} / {DAY:.0f})"
-        predicted = f"""
-            {room} / ({per_rule} * {match} {source} {per_second} > 0)
-            """
+        predicted = f"{room} / ({per_rule} * {match} {source} {per_second} > 0)"
         pairs = (self.rules_latency, self.rules_load, self.load_latency)
         correlations = (
             self.correlation,
@@ -209,6 +207,7 @@ class Association:
                 ),
                 Record(self.breach_by_rules, predicted),
             ],
+            LEISURELY,
         )
 
     def _partial(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from alerts import latency
 from alerts.association import Pair
 from alerts.rule import NODE, Group, Record, by, on, series
-from alerts.settings import MINUTE, Settings
+from alerts.settings import LEISURELY, MINUTE, Settings
 from vipscope import metrics as m
 
 SOURCE = "probe"
@@ -103,4 +103,4 @@ def groups(settings: Settings) -> list[Group]:
         Record(SHARE, f"{EXPLAINED} / {per_cause} ({mean} > 0)"),
         Record(MODELLED_SHARE, f"{MODELLED_COST} / {per_source} ({latency.P99['node']} > 0)"),
     ]
-    return [Group("vipscope-attribution", rules)]
+    return [Group("vipscope-attribution", rules, LEISURELY)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alerts.rule import CLUSTER, NODE, Group, Record, by, series
-from alerts.settings import DAY, HOUR, Settings
+from alerts.settings import DAY, HOUR, LEISURELY, Settings
 from vipscope import metrics as m
 
 NODE_RULES = series(
@@ -51,4 +51,4 @@ def groups(settings: Settings) -> list[Group]:
         Record(CLUSTER_GROWTH_PER_DAY, f"avg {by(*CLUSTER)} ({GROWTH_PER_DAY})"),
         Record(PROXY_MODES, f"sum {by(*CLUSTER, 'mode')} ({m.PROXY_MODE})"),
     ]
-    return [Group("vipscope-growth", rules)]
+    return [Group("vipscope-growth", rules, LEISURELY)]

@@ -9,6 +9,9 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
+LEISURELY = MINUTE
+"""Between evaluations of rules that look back for hours: they read every point of their window."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 
 from alerts import links
 from alerts.rule import Alert, Group, Record, Severity, series
-from alerts.settings import DAY, HOUR, MINUTE, Settings, duration
+from alerts.settings import DAY, HOUR, LEISURELY, MINUTE, Settings, duration
 from alerts.sources import EDGE, EDGE_BUCKETS, spellings
+from vipscope.metrics import Metric
 
 LABELS = (*EDGE, "sloth_service", "sloth_slo", "sloth_id")
 
 TOTAL = series("slo:vipscope_requests:rate5m", "Requests per second that are judged.", LABELS)
 FAST = series("slo:vipscope_fast_requests:rate5m", "Those within the threshold.", LABELS)
+
+HOURLY = {
+    each: series(f"{str(each).removesuffix('5m')}1h", "The same, averaged over an hour.", LABELS)
+    for each in (TOTAL, FAST)
+}
 
 PERIOD = 30 * DAY
 WINDOWS = (5 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, DAY, 3 * DAY, PERIOD)
@@ -71,23 +77,18 @@ def groups(settings: Settings) -> list[Group]:
             {"sloth_mode": "vipscope", "sloth_objective": f"{settings.objective * 100:g}"},
         ),
     ]
-    *short, period = WINDOWS
+    ratios = [
+        Record(TOTAL, _as_sloth(f"sum without (le) ({EDGE_BUCKETS.select(le='+Inf')})")),
+        Record(FAST, _as_sloth(f"sum without (le) ({fast})")),
+        *(
+            Record(hourly, f"avg_over_time({each}[{settings.span(HOUR)}])")
+            for each, hourly in HOURLY.items()
+        ),
+        *(_error_ratio(window, settings) for window in WINDOWS),
+    ]
     return [
-        Group(
-            "vipscope-slo",
-            [
-                Record(TOTAL, _as_sloth(f"sum without (le) ({EDGE_BUCKETS.select(le='+Inf')})")),
-                Record(FAST, _as_sloth(f"sum without (le) ({fast})")),
-                *(_error_ratio(window, settings) for window in short),
-            ],
-        ),
-        # A month of points: not at each evaluation.
-        Group(
-            "vipscope-slo-period",
-            [_error_ratio(period, settings)],
-            5 * MINUTE / settings.hasten,
-        ),
-        Group("vipscope-slo-meta", meta),
+        Group("vipscope-slo", ratios, LEISURELY),
+        Group("vipscope-slo-meta", meta, LEISURELY),
         Group("vipscope-slo-alerts", alerts(settings)),
     ]
 
@@ -148,16 +149,21 @@ def _as_sloth(expr: str) -> str:
 
 
 def _error_ratio(window: float, settings: Settings) -> Record:
-    if window == WINDOWS[0]:  # that of the rates themselves
-        fast, total = str(FAST), str(TOTAL)
-    else:
-        span = settings.span(window)
-        fast, total = (f"avg_over_time({each}[{span}])" for each in (FAST, TOTAL))
+    fast, total = (_average(each, window, settings) for each in (FAST, TOTAL))
     return Record(
         ERROR_RATIO[window],
         f"clamp_min(1 - {fast} / ({total} > 0), 0)",
         {"sloth_window": duration(window)},
     )
+
+
+def _average(rate: Metric, window: float, settings: Settings) -> str:
+    span = settings.span(window)
+    if window == WINDOWS[0]:  # that of the rates themselves
+        return str(rate)
+    if window == PERIOD:  # of a month every hour will do, but not every point
+        return f"avg_over_time({HOURLY[rate]}[{span}:{settings.span(HOUR)}])"
+    return f"avg_over_time({rate}[{span}])"
 
 
 def _ratio(window: float) -> str:

@@ -207,7 +207,7 @@ def test_sloth_finds_its_series_for_each_edge(tmp_path: Path) -> None:
         )
     ]
     given = histogram(SOURCES[1], {0.05: 90, 0.1: 10})
-    assert promtool.run(tmp_path, query_test("sloth", given, 30, true)) == ""
+    assert promtool.run(tmp_path, query_test("sloth", given, 65, true)) == ""
 
 
 @with_promtool
