@@ -66,90 +66,46 @@ def _enough(metric: Metric, window: str, points: int) -> str:
     return f"count_over_time({metric}[{window}]) >= {points}"
 
 
-@dataclass(frozen=True)
 class Association:
-    """The series of one level, node or cluster."""
+    """Rules and p99 of one level, node or cluster: its series, and the rules that record them."""
 
-    level: str
-    labels: tuple[str, ...]
-    rules: Metric
-    growth_per_day: Metric
+    def __init__(
+        self, level: str, labels: tuple[str, ...], rules: Metric, growth_per_day: Metric
+    ) -> None:
+        def of(name: str, text: str) -> Metric:
+            return series(f"{level}:vipscope_{name}", text, (*labels, "latency_source"))
 
-    def _series(self, name: str, text: str) -> Metric:
-        return series(f"{self.level}:vipscope_{name}", text, (*self.labels, "latency_source"))
+        self.level = level
+        self._labels = labels
+        self._rules = rules
+        self._growth_per_day = growth_per_day
 
-    @property
-    def _load(self) -> Metric:
-        return self._series("requests:paired", "Load where rules and p99 are known.")
+        x = of("rules:paired", "Rules where p99 and load are known.")
+        y = of("latency_seconds:paired", "p99 at these times.")
+        z = of("requests:paired", "Load, as requests per second, at these times.")
+        self.rules_latency = Pair(x, y, of("rules_latency:product", "Rules times p99."))
+        self.rules_load = Pair(x, z, of("rules_requests:product", "Rules times load."))
+        self.load_latency = Pair(z, y, of("requests_latency:product", "Load times p99."))
 
-    @property
-    def _rules(self) -> Metric:
-        return self._series("rules:paired", "Rules at these times.")
-
-    @property
-    def _latency(self) -> Metric:
-        return self._series("latency_seconds:paired", "p99 at these times.")
-
-    @property
-    def rules_latency(self) -> Pair:
-        """Rules and p99."""
-        product = self._series("rules_latency:product", "Rules times p99.")
-        return Pair(self._rules, self._latency, product)
-
-    @property
-    def rules_load(self) -> Pair:
-        """Rules and request rate."""
-        product = self._series("rules_requests:product", "Rules times requests per second.")
-        return Pair(self._rules, self._load, product)
-
-    @property
-    def load_latency(self) -> Pair:
-        """Request rate and p99."""
-        product = self._series("requests_latency:product", "Requests per second times p99.")
-        return Pair(self._load, self._latency, product)
-
-    @property
-    def correlation(self) -> Metric:
-        """Of rules and p99."""
-        return self._series("rules_latency:correlation", "Pearson's r of rules and p99.")
-
-    @property
-    def correlation_rules_load(self) -> Metric:
-        """Of rules and request rate."""
-        return self._series("rules_requests:correlation", "Pearson's r of rules and request rate.")
-
-    @property
-    def correlation_load_latency(self) -> Metric:
-        """Of request rate and p99."""
-        return self._series("requests_latency:correlation", "Pearson's r of request rate and p99.")
-
-    @property
-    def partial(self) -> Metric:
-        """Of rules and p99, given the request rate."""
-        return self._series(
-            "rules_latency:partial_correlation",
-            "Correlation of rules and p99 that the request rate does not explain.",
+        self.correlation = of("rules_latency:correlation", "Pearson's r of rules and p99.")
+        self.correlation_rules_load = of(
+            "rules_requests:correlation", "Pearson's r of rules and load."
         )
-
-    @property
-    def slope(self) -> Metric:
-        """In ms per 10,000 rules."""
-        return self._series(
+        self.correlation_load_latency = of(
+            "requests_latency:correlation", "Pearson's r of load and p99."
+        )
+        self.partial = of(
+            "rules_latency:partial_correlation",
+            "Correlation of rules and p99 that the load does not explain.",
+        )
+        self.slope = of(
             "rules_latency:slope_ms_per_10k_rules", "Milliseconds that p99 gains by 10,000 rules."
         )
-
-    @property
-    def breach_by_latency(self) -> Metric:
-        """Seconds."""
-        return self._series(
+        self.breach_by_latency = of(
             "latency_seconds:time_to_breach",
             "Seconds until p99 reaches the threshold, if it goes on as in the window.",
         )
-
-    @property
-    def breach_by_rules(self) -> Metric:
-        """Seconds."""
-        return self._series(
+        self.breach_by_rules = of(
             "rules:time_to_breach",
             "Seconds until p99 reaches the threshold, by the growth of the rules and the slope.",
         )
@@ -162,53 +118,44 @@ class Association:
     def group(self, settings: Settings) -> Group:
         """All of them, in the order in which they depend on each other."""
         window, points = settings.span(settings.association_window), settings.association_points
-        rules, p99, load = self._rules, self._latency, self._load
-        match, source = on(*self.labels), "group_left ()"
-        known = f"({finite(latency.P99[self.level])} and {match} {finite(self.rules)})"
-        # What a node is asked to do is its new connections; a source's own rate where the rules do
-        # not count them.
-        connections = (
-            f"sum {by(*self.labels)} (rate({m.NEW_CONNECTIONS}[{settings.span(LOAD_WINDOW)}]))"
-        )
-        asked = f"""
-            ({known} * 0 + {match} {source} {connections})
-            or ({known} * 0 + {finite(latency.REQUESTS[self.level])})
-            """
-        room = f"({settings.threshold:g} - {latency.P99[self.level]} > 0)"
-        rising = f"(deriv({latency.P99[self.level]}[{window}]) > 0)"
-        per_rule = f"{self.slope} / {RULES_QUOTED * MILLISECONDS}"
-        per_second = f"({self.growth_per_day} / {DAY:.0f})"
-        predicted = f"{room} / ({per_rule} * {match} {source} {per_second} > 0)"
-        pairs = (self.rules_latency, self.rules_load, self.load_latency)
-        correlations = (
-            self.correlation,
-            self.correlation_rules_load,
-            self.correlation_load_latency,
-        )
+        pairs = {
+            self.rules_latency: self.correlation,
+            self.rules_load: self.correlation_rules_load,
+            self.load_latency: self.correlation_load_latency,
+        }
+        slope = self.rules_latency.slope(window, points)
         return Group(
             f"vipscope-association-{self.level}",
             [
-                Record(load, asked),
-                Record(p99, f"{latency.P99[self.level]} and {load}"),
-                Record(rules, f"{load} * 0 + {match} {source} {self.rules}"),
+                *self._points(settings),
                 *(Record(pair.xy, f"{pair.x} * {pair.y}") for pair in pairs),
-                *(
-                    Record(series, pair.correlation(window, points))
-                    for series, pair in zip(correlations, pairs, strict=True)
-                ),
+                *(Record(r, pair.correlation(window, points)) for pair, r in pairs.items()),
                 Record(self.partial, self._partial()),
-                Record(
-                    self.slope,
-                    f"({self.rules_latency.slope(window, points)}) * {RULES_QUOTED * MILLISECONDS}",
-                ),
-                Record(
-                    self.breach_by_latency,
-                    f"{room} / {rising}\nand {_enough(p99, window, points)}",
-                ),
-                Record(self.breach_by_rules, predicted),
+                Record(self.slope, f"({slope}) * {RULES_QUOTED * MILLISECONDS}"),
+                *self._breaches(settings),
             ],
             LEISURELY,
         )
+
+    def _points(self, settings: Settings) -> list[Record]:
+        """Load, p99 and rules at the times at which all three are known."""
+        p99, match = latency.P99[self.level], f"{on(*self._labels)} group_left ()"
+        known = f"({finite(p99)} and {on(*self._labels)} {finite(self._rules)})"
+        # What a node is asked to do is its new connections; a source's own rate where the rules do
+        # not count them.
+        connections = (
+            f"sum {by(*self._labels)} (rate({m.NEW_CONNECTIONS}[{settings.span(LOAD_WINDOW)}]))"
+        )
+        load = f"""
+            ({known} * 0 + {match} {connections})
+            or ({known} * 0 + {finite(latency.REQUESTS[self.level])})
+            """
+        rules, load_series = self.rules_load.x, self.rules_load.y
+        return [
+            Record(load_series, load),
+            Record(self.rules_latency.y, f"{p99} and {load_series}"),
+            Record(rules, f"{load_series} * 0 + {match} {self._rules}"),
+        ]
 
     def _partial(self) -> str:
         """(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2)).
@@ -218,6 +165,19 @@ class Association:
         xy, xz, yz = self.correlation, self.correlation_rules_load, self.correlation_load_latency
         left = [f"(1 - {each} ^ 2 > {VARIES:g})" for each in (xz, yz)]
         return f"clamp(({xy} - {xz} * {yz}) / sqrt({' * '.join(left)}), -1, 1)"
+
+    def _breaches(self, settings: Settings) -> list[Record]:
+        """By p99's own rise, and by that of the rules; absent where there is none to come."""
+        p99, window = latency.P99[self.level], settings.span(settings.association_window)
+        room = f"({settings.threshold:g} - {p99} > 0)"
+        enough = _enough(self.rules_latency.y, window, settings.association_points)
+        per_rule = f"{self.slope} / {RULES_QUOTED * MILLISECONDS}"
+        per_second = f"({self._growth_per_day} / {DAY:.0f})"
+        by_rules = f"{per_rule} * {on(*self._labels)} group_left () {per_second}"
+        return [
+            Record(self.breach_by_latency, f"{room} / (deriv({p99}[{window}]) > 0) and {enough}"),
+            Record(self.breach_by_rules, f"{room} / ({by_rules} > 0)"),
+        ]
 
 
 BY_NODE = Association("node", NODE, growth.NODE_RULES, growth.GROWTH_PER_DAY)

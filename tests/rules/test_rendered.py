@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from alerts import render
-from alerts.__main__ import HERE, parse, write
+from alerts.__main__ import HERE, main, parse, write
 from alerts.rule import NODE, Alert, Record
 from alerts.settings import DAY, Settings, duration
 from tests.rules import promtool
@@ -157,6 +157,14 @@ def test_every_setting_is_a_flag() -> None:
     assert settings == Settings(sources=("istio", "probe"), objective=0.999, many_rules=7)
     assert directory == Path("x")
     assert parse([]) == (SETTINGS, HERE)
+
+
+def test_what_is_wrong_with_the_settings_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["alerts", "--threshold=0.03"])
+    with pytest.raises(
+        SystemExit, match=r"^python -m alerts: threshold 0\.03 s is no bucket bound"
+    ):
+        main()
 
 
 def test_every_window_and_waiting_time_is_hastened_and_nothing_else() -> None:
