@@ -26,7 +26,6 @@ OLD_REUSE = "~([1-4][.]|5[.][0-8][.]).*"
 """Kernels, before 5.9, in which conn_reuse_mode=1 costs a connection that meets an old one's port a
 second."""
 
-
 UNROUTABLE = (
     "selector_matches_no_pods", "pods_not_ready", "port_name_mismatch", "no_endpoint_slices",
     "load_balancer_pending", "external_name_unresolvable",
@@ -50,7 +49,7 @@ def groups(settings: Settings) -> list[Group]:
 
 
 def exporter(settings: Settings) -> list[Alert]:
-    """Vipscope itself: without it the rest is silent."""
+    """The exporter itself: without it the rest is silent."""
     up = f'up{{job="{settings.job}"}}'
     troubled = m.COLLECTOR_STATE.select(state="~denied|failed|timeout")
     return [
