@@ -513,21 +513,6 @@ FIRST_PACKET_COST = Metric(
     ("kind",), "node", DRIFT,
 )  # fmt: skip
 
-# --- to come ---
-
-PROBE_DURATION = Metric(
-    "vipscope_probe_duration_seconds", "histogram", "Time of a new connection.",
-    ("probe", "path"), "node", DRIFT,
-)  # fmt: skip
-PROBE_FAILURES = Metric(
-    "vipscope_probe_failures_total", "counter", "Probes that failed.",
-    ("probe", "path", "reason"), "node", DRIFT,
-)  # fmt: skip
-FIRST_PACKET_COST = Metric(
-    "vipscope_first_packet_cost_seconds", "gauge", "Cost of a connection's first packet.",
-    ("kind",), "node", DRIFT,
-)  # fmt: skip
-
 CATALOGUE: tuple[Metric, ...] = tuple(
     dict.fromkeys(
         each

@@ -2,13 +2,16 @@
 
 python -m tests.lab.web kube-proxy METRICS   answers as a healthy kube-proxy on its usual ports
 python -m tests.lab.web webhook FILE         appends what Alertmanager posts, a line each
+python -m tests.lab.web pod FILE             answers after as many seconds as the file says
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import sys
 import threading
+import time
 from pathlib import Path
 
 WEBHOOK = "http://127.0.0.1:9000/"
@@ -42,14 +45,26 @@ class _Webhook(_Quiet):
         self.answer(b"")
 
 
-def _serve(kind: type[_Quiet], port: int) -> None:
-    http.server.ThreadingHTTPServer(("127.0.0.1", port), kind).serve_forever()
+class _Pod(_Quiet):
+    file: Path
+
+    def do_GET(self) -> None:
+        time.sleep(float(self.file.read_text()))
+        with contextlib.suppress(ConnectionError):  # a prober leaves as soon as it knows enough
+            self.answer(b"")
+
+
+def _serve(kind: type[_Quiet], port: int, host: str = "127.0.0.1") -> None:
+    http.server.ThreadingHTTPServer((host, port), kind).serve_forever()
 
 
 def main(what: str, argument: str) -> None:
     if what == "webhook":
         _Webhook.file = Path(argument)
         _serve(_Webhook, int(WEBHOOK.rstrip("/").rpartition(":")[2]))
+    if what == "pod":
+        _Pod.file = Path(argument)
+        _serve(_Pod, 8080, "")
     _KubeProxy.answers = {
         "/healthz": b"{}",
         "/proxyMode": b"iptables",

@@ -15,6 +15,7 @@ from alerts.sources import EDGE, SOURCES, Source
 from tests.rules import promtool
 from tests.rules.promtool import close, growing, none_test, one, query_test
 from vipscope import metrics as m
+from vipscope.probe import prober
 
 with_promtool = pytest.mark.skipif(bool(promtool.missing()), reason=promtool.missing())
 
@@ -231,6 +232,10 @@ def test_a_threshold_that_a_source_is_known_not_to_have_is_refused() -> None:
     assert sources.groups(Settings(threshold=0.03, sources=("tempo", "linkerd")))
     for threshold in (0.05, 0.1, 1):
         sources.groups(Settings(threshold=threshold))
+
+
+def test_the_probers_bounds_are_the_probers() -> None:
+    assert sources.PROBE_BOUNDS == prober.BOUNDS
 
 
 def test_only_the_chosen_sources_are_rendered() -> None:
