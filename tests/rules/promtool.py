@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,6 +154,13 @@ def run(directory: Path, *tests: Mapping[str, Any], settings: Settings = SETTING
         ["promtool", "test", "rules", file], capture_output=True, text=True, check=False
     )
     return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def value(directory: Path, series: Input, minutes: int, query: object) -> float:
+    """What a query of the rendered rules yields, as one number. Raises ValueError otherwise."""
+    said = run(directory, none_test("a query", series, minutes, [query]))
+    (found,) = re.findall(r"got: \{[^}]*\} (\S+)$", said, flags=re.MULTILINE)
+    return float(found)
 
 
 def missing() -> str:
