@@ -3,7 +3,7 @@
 exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
 excerpts of /metrics and of what the other commands print from golden files, which are what vipscope
 says of a captured node.
-Rules, alerts and examples are rendered as `python -m alerts` does.
+Rules, alerts and examples are rendered as `python -m alerts` does; see `chart` for helm/vipscope.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import alerts.__main__ as rules
 from alerts.settings import Settings as RuleSettings
+from tools import chart
 from vipscope import settings
 from vipscope.metrics import CATALOGUE, PROXY_MODE, RULES, SERVICE_RULE_DEPTH, Metric
 
@@ -131,6 +132,7 @@ def main() -> None:
     METRICS.write_text(metrics_page())
     README.write_text(readme())
     rules.write(RuleSettings())
+    chart.write()
 
 
 if __name__ == "__main__":
