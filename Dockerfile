@@ -12,7 +12,7 @@ RUN python3 -m venv /opt/build \
  && python3 -m venv --without-pip /opt/vipscope \
  && /opt/build/bin/pip --python /opt/vipscope/bin/python install --no-cache-dir --require-hashes \
       --requirement requirements/run.txt
-COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY exporter exporter
 RUN /opt/build/bin/python -m hatchling build -t wheel -d /wheel \
  && /opt/build/bin/pip --python /opt/vipscope/bin/python install --no-cache-dir --no-deps --no-index \
@@ -28,8 +28,9 @@ LABEL org.opencontainers.image.title="vipscope" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/vipscope /opt/vipscope
-# Modules were compiled when they were installed, and the root may be read-only.
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Modules were compiled when they were installed, and the root may be read-only. The kubernetes library
+# wants to know where home is, and user 65532 has none.
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/
 # Role node is run as user 0 by the chart: a non-root user gets no capability.
 USER 65532:65532
 EXPOSE 9908

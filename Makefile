@@ -35,7 +35,7 @@ bench: $(VENV)/test.stamp
 
 # Renews the pinned requirements, from pyproject.toml and requirements/*.in.
 lock: $(VENV)/lock/bin/pip-compile
-	for name in run test lint; do \
+	for name in run build test lint; do \
 	  source=requirements/$$name.in; test $$name != run || source=pyproject.toml; \
 	  CUSTOM_COMPILE_COMMAND="make lock" $< --quiet --upgrade --generate-hashes --strip-extras \
 	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \

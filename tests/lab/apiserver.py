@@ -39,6 +39,8 @@ PATHS: Mapping[str, str] = {
     "nodes": "/api/v1/nodes",
 }
 """What is served, by resource."""
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+"""Where Leases are, which alone can be written."""
 SLICE_SIZE = 100
 """Endpoints that the controller puts into a slice."""
 ZONES = {"node1": "zone-b", "node2": "zone-c", "node3": "zone-a"}
@@ -192,6 +194,8 @@ class _Server:
         self.bookmark_seconds = bookmark_seconds
         self.faults: list[Object] = []
         self.requests: list[Object] = []
+        self.leases: dict[str, Object] = {}
+        """By path."""
         self.version = self.oldest = 0
         self.collections: dict[str, _Collection] = {}
         self.load()
@@ -227,8 +231,7 @@ class _Server:
             query["fieldSelector"] = ",".join(filter(None, fields))
         verb = "watch" if "watch" in query else "list"
         self.requests.append({"resource": resource, "verb": verb, "query": query})
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if self.token and (scheme.lower(), token) != ("bearer", self.token):
+        if not self._knows(request):
             return _status(401, "Unauthorized", "Unauthorized")
         collection = self.collections[resource]
         fault = self._fault(resource, verb, query)
@@ -237,6 +240,32 @@ class _Server:
         if verb == "list":
             return self._list(collection, query, fault)
         return await self._watch(collection, request, query, fault)
+
+    async def lease(self, request: web.Request) -> web.StreamResponse:
+        """A Lease is asked for, made or replaced, the latter only by who knows its version."""
+        verb = {"GET": "get", "POST": "create", "PUT": "update"}[request.method]
+        self.requests.append({"resource": "leases", "verb": verb, "query": {}})
+        if not self._knows(request):
+            return _status(401, "Unauthorized", "Unauthorized")
+        path, body = request.path, {} if verb == "get" else await request.json()
+        if verb == "create":
+            path += f"/{body['metadata']['name']}"
+        there = self.leases.get(path)
+        if there is None and verb != "create":
+            return _status(404, "NotFound", "leases not found")
+        if there is not None and verb == "create":
+            return _status(409, "AlreadyExists", "leases already exists")
+        if there is None or verb == "update":
+            if there is not None and _version(body) != _version(there):
+                return _status(409, "Conflict", "the object has been modified")
+            self.version += 1
+            metadata = body["metadata"] | {"resourceVersion": str(self.version)}
+            there = self.leases[path] = body | {"metadata": metadata}
+        return web.json_response(there)
+
+    def _knows(self, request: web.Request) -> bool:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return not self.token or (scheme.lower(), token) == ("bearer", self.token)
 
     def _fault(self, resource: str, verb: str, query: Mapping[str, str]) -> str:
         """The name of the fault that this request meets, "" when it is to be served well."""
@@ -408,8 +437,9 @@ class _Server:
         self.token = token
 
     def order_reset(self, token: str) -> None:
-        """Begin anew: with the objects of the state file, without faults and requests."""
+        """Begin anew: with the objects of the state file, without Leases, faults and requests."""
         self.token = token
+        self.leases.clear()
         self.faults.clear()
         self.requests.clear()
         self.load()
@@ -589,6 +619,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
         group, _, plural = path.rpartition("/")
         within = f"{group}/namespaces/{{namespace}}/{plural}"
         application.router.add_get(within, partial(server.answer, resource))
+    application.router.add_post(LEASES, server.lease)
+    application.router.add_get(f"{LEASES}/{{name}}", server.lease)
+    application.router.add_put(f"{LEASES}/{{name}}", server.lease)
     application.router.add_post("/control", server.control)
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
     await runner.setup()
