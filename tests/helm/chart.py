@@ -113,7 +113,10 @@ def chart() -> Chart:
 def render(
     values: Values | None = None, *, from_chart: Chart | None = None, **options: Any
 ) -> list[Object]:
-    """The objects, in the order of the chart's files. Raises what helm_python does."""
+    """The objects, in the order of the chart's files. Raises what helm_python does.
+
+    Not to be called in a forked child, as by Namespace.call: there Helm, which is Go, hangs.
+    """
     rendered = (from_chart or chart()).render(
         values or {}, name=RELEASE, namespace=NAMESPACE, **options
     )

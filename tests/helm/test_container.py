@@ -16,20 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.helm.chart import CHART, NAMESPACE, Object, expand, one, render
+from tests.helm.chart import CHART, Object, one, render
+from tests.helm.workload import DOCKERFILE, TOKEN, container_of
 from tests.lab.apiserver import LEASES, PATHS, ApiServer, Certificate, captured
-from tests.lab.container import CAPABILITIES, Container
+from tests.lab.container import CAPABILITIES
 from tests.lab.image import Image, build
 from tests.lab.namespace import Namespace, requirements
 from vipscope import metrics as m
 
 TESTS = Path(__file__).parents[1]
-DOCKERFILE = TESTS.parent / "Dockerfile"
 CAPTURES = TESTS / "captures" / "iptables"
 
-TOKEN = "a-token"
-SECRETS = "secrets/kubernetes.io/serviceaccount"
-"""Below /run: where a pod finds its service account."""
 PATIENCE = 30.0
 """Seconds until all is as it is expected."""
 
@@ -83,56 +80,13 @@ def namespace() -> Iterator[Namespace]:
         yield made
 
 
-def container_of(workload: Object, image: Image, server: ApiServer, ca: Path) -> Container:
-    """The container of a rendered workload as a kubelet on node1 would make it."""
-    spec = workload["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    context = container["securityContext"]
-    fields = {"spec.nodeName": "node1", "status.hostIP": "127.0.0.1"}
-    own = {
-        each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
-        if "valueFrom" in each
-        else each["value"]
-        for each in container.get("env", ())
-    }
-    variables = {
-        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
-        "KUBERNETES_SERVICE_PORT": str(server.port),
-        **own,
-    }
-    assert context["capabilities"]["drop"] == ["ALL"]
-    assert context["readOnlyRootFilesystem"]
-    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert "command" not in container, "the image's entrypoint"
-    paths = {each["name"]: each["hostPath"]["path"] for each in spec.get("volumes", ())}
-    return Container(
-        root=str(image.root),
-        command=[*image.entrypoint, *(expand(each, variables) for each in container["args"])],
-        environment={**image.environment, **variables},
-        user=context["runAsUser"],
-        group=context["runAsGroup"],
-        capabilities=context["capabilities"].get("add", []),
-        no_new_privileges=not context["allowPrivilegeEscalation"],
-        host_pid=spec.get("hostPID", False),
-        files={
-            f"{SECRETS}/token": TOKEN,
-            f"{SECRETS}/ca.crt": ca.read_text(),
-            f"{SECRETS}/namespace": NAMESPACE,
-        },
-        mounts={
-            each["mountPath"].removeprefix("/run/"): paths[each["name"]]
-            for each in container.get("volumeMounts", ())
-        },
-    )
-
-
 def see(
     workload: Object, image: Image, certificate: Certificate, expected: dict[str, str], verbs: int
 ) -> Seen:
     """Run a workload's container until its collectors are as expected and it has made requests of
     so many kinds. To be called in the network namespace."""
     with ApiServer(captured(), token=TOKEN, certificate=certificate) as server:
-        container = container_of(workload, image, server, certificate.certificate)
+        container = container_of(workload, image, server, certificate)
         requests: set[tuple[str, str, str]] = set()
         with container.start() as (parent, pid):
             states, text = _wait(server, requests, expected, verbs)
@@ -222,7 +176,7 @@ def confined(seen: Seen, user: int, *capabilities: str) -> None:
 
 def test_the_image_holds_what_is_pinned_and_vipscope(image: Image) -> None:
     pinned = re.findall(
-        r"^([\w.-]+)==", (DOCKERFILE.parent / "requirements/run.txt").read_text(), re.MULTILINE
+        r"^([\w.-]+)==", (DOCKERFILE.parent / "requirements" / "run.txt").read_text(), re.MULTILINE
     )
     found = image.root.glob("opt/vipscope/lib/python*/site-packages/*.dist-info")
     names = {each.name.split("-")[0].replace("_", "-").lower() for each in found}
