@@ -30,7 +30,7 @@ LABEL org.opencontainers.image.title="vipscope" \
 COPY --from=build /opt/vipscope /opt/vipscope
 # Modules were compiled when they were installed, and the root may be read-only. The kubernetes library
 # wants to know where home is, and user 65532 has none.
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/ PATH=/opt/vipscope/bin:${PATH}
 # Role node is run as user 0 by the chart: a non-root user gets no capability.
 USER 65532:65532
 EXPOSE 9908

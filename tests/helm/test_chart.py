@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import copy
+import http.server
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,6 @@ from tests.helm.chart import (
     NAMESPACE,
     Object,
     Values,
-    expand,
     notes,
     one,
     pods,
@@ -185,22 +188,18 @@ def test_the_command_takes_the_arguments(name: str) -> None:
         if part == "test":
             continue
         (container,) = spec["containers"]
-        arguments = [
-            expand(each, {"NODE_NAME": "node1"})
-            for each in container["args"]
-            if not each.startswith(LATER)
-        ]
-        variables = {each["name"]: str(each.get("value", "")) for each in container.get("env", ())}
+        arguments = [each for each in container["args"] if not each.startswith(LATER)]
+        variables = {each["name"]: each.get("value", "node1") for each in container["env"]}
         read = settings.load(arguments, variables)
         assert read.role == part
         assert read.listen_addresses[0].port == MATRIX[name].get("port", 9908)
         assert read.node_name == "node1" or part == "cluster"
-        assert read.lease == ("" if part == "node" else one_lease(name))
+        assert read.lease == ("" if part == "node" else _lease(name))
         if name == "extra":
             assert (read.cpu_budget, read.drift_grace) == (0.01, 20)
 
 
-def one_lease(name: str) -> str:
+def _lease(name: str) -> str:
     role = one(render(MATRIX[name]), "Deployment")["metadata"]["name"]
     return f"{NAMESPACE}/{role}"
 
@@ -231,6 +230,38 @@ def test_dashboards_are_taken_as_they_are(tmp_path: Path) -> None:
     }
     assert "ConfigMap" in kinds
     assert "GrafanaDashboard" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("ready", "metrics", "exit_status"),
+    [(200, 200, 0), (200, 401, 0), (503, 200, 1), (200, 500, 1)],
+)
+def test_the_test_pod_succeeds_when_all_is_read_and_metrics_are_there_or_guarded(
+    ready: int, metrics: int, exit_status: int
+) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response({"/readyz": ready, "/metrics": metrics}[self.path])
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            assert _ask(server.server_port, "127.0.0.1") == exit_status
+            assert _ask(server.server_port, "127.0.0.1", "::1") == 1, "nobody is on ::1"
+        finally:
+            server.shutdown()
+
+
+def _ask(port: int, *hosts: str) -> int:
+    (pod,) = (spec for part, spec in pods(render()) if part == "test")
+    (container,) = pod["containers"]
+    program, scheme, _, *_ = container["args"]
+    command = [sys.executable, "-c", program, scheme, str(port), *hosts]
+    return subprocess.run(command, check=False, capture_output=True).returncode
 
 
 # --- privileges -----------------------------------------------------------------------------------
@@ -320,7 +351,7 @@ REFUSED: list[tuple[str, Values]] = [
     ("/log/format", {"log": {"format": "xml"}}),
     ("/extraArgs/0", {"extraArgs": ["role=all"]}),
     ("/env/A", {"env": {"A": {"b": "c"}}}),
-    ("/env/NODE_NAME", {"env": {"NODE_NAME": "other"}}),
+    ("/env/VIPSCOPE_ROLE", {"env": {"VIPSCOPE_ROLE": "all"}}),
     ("/env", {"env": {"A B": "c"}}),
     ("/updateStrategy/type", {"updateStrategy": {"type": "Recreate"}}),
     ("/resources/limits/memory", {"resources": {"limits": {"memory": "much"}}}),

@@ -6,6 +6,7 @@ What the rendered objects say of a container is done without a runtime: see test
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 import urllib.error
@@ -182,6 +183,8 @@ def test_the_image_holds_what_is_pinned_and_vipscope(image: Image) -> None:
     names = {each.name.split("-")[0].replace("_", "-").lower() for each in found}
     assert names == {each.replace(".", "-").lower() for each in pinned} | {"vipscope"}
     assert not list(image.root.glob("opt/vipscope/bin/pip*"))
+    path = ":".join(f"{image.root}{each}" for each in image.environment["PATH"].split(":"))
+    assert shutil.which("vipscope", path=path), "for kubectl exec"
 
 
 NODE = {

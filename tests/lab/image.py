@@ -127,7 +127,7 @@ def _carry_out(stage: Stage, root: Path, roots: Mapping[str, Path], context: Pat
             case ("RUN", text):
                 _run_inside(root, place, text, image.environment)
             case ("ENV", text):
-                image.environment |= assignments(text)
+                image.environment |= assignments(_substitute(text, image.environment))
             case ("USER", text):
                 image.user = text
             case ("ENTRYPOINT", text):

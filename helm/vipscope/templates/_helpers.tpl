@@ -102,10 +102,8 @@ seccompProfile:
 {{- end }}
 
 {{- define "vipscope.arguments" -}}
-- --role={{ .part }}
 - --web.listen-address=:{{ .root.Values.port }}
 {{- if eq .part "node" }}
-- --node-name=$(NODE_NAME)
 {{- with .root.Values.probe }}
 {{- if .enabled }}
 - --probe.target=vipscope=$({{ include "vipscope.partName" $ | replace "-" "_" | upper }}_PORT_{{ $.root.Values.port }}_TCP),direct=$(HOST_IP):{{ $.root.Values.port }}
@@ -124,6 +122,28 @@ seccompProfile:
 {{- end }}
 {{- with .options.extraArgs }}
 {{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Variables, so that they also hold for `kubectl exec ... -- vipscope doctor`. */}}
+{{- define "vipscope.environment" -}}
+- name: VIPSCOPE_ROLE
+  value: {{ .part }}
+{{- if eq .part "node" }}
+- name: VIPSCOPE_NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- if .root.Values.probe.enabled }}
+- name: HOST_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.hostIP
+{{- end }}
+{{- end }}
+{{- range $name, $value := .options.env }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
 {{- end }}
 {{- end }}
 
@@ -217,26 +237,8 @@ spec:
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args:
         {{- include "vipscope.arguments" . | nindent 8 }}
-      {{- $node := eq .part "node" }}
-      {{- if or $node .options.env }}
       env:
-        {{- if $node }}
-        - name: NODE_NAME
-          valueFrom:
-            fieldRef:
-              fieldPath: spec.nodeName
-        {{- if .root.Values.probe.enabled }}
-        - name: HOST_IP
-          valueFrom:
-            fieldRef:
-              fieldPath: status.hostIP
-        {{- end }}
-        {{- end }}
-        {{- range $name, $value := .options.env }}
-        - name: {{ $name }}
-          value: {{ $value | quote }}
-        {{- end }}
-      {{- end }}
+        {{- include "vipscope.environment" . | nindent 8 }}
       ports:
         - name: http
           containerPort: {{ .root.Values.port }}
