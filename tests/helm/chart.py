@@ -75,11 +75,20 @@ MATRIX: Mapping[str, Values] = {
         },
     },
     "web-config": {
-        "webConfig": {"content": {"tls_server_config": TLS}},
-        "rbac": {"reviewTokens": True},
+        "webConfig": {"content": {"tls_server_config": TLS, "kubernetes_token_review": {}}},
         "podMonitor": {"enabled": True, "endpoint": {"tlsConfig": {"insecureSkipVerify": True}}},
     },
-    "web-config-of-another": {"webConfig": {"existingSecret": "mine", "scheme": "HTTPS"}},
+    "web-config-of-another": {
+        "webConfig": {"existingSecret": "mine", "scheme": "HTTPS"},
+        "rbac": {"reviewTokens": True},
+    },
+    "client-certificates": {
+        "webConfig": {
+            "content": {
+                "tls_server_config": {**TLS, "client_auth_type": "RequireAndVerifyClientCert"},
+            },
+        },
+    },
     "no-rbac": {
         "rbac": {"create": False},
         "serviceAccount": {"create": False},

@@ -120,6 +120,10 @@ def test_generated_files_are_what_make_generate_writes() -> None:
         assert there == files, "run `make generate`"
 
 
+def test_a_dashboard_fits_into_an_annotation_of_kubectl_apply() -> None:
+    assert all(len(text) < 256 << 10 for text in generated.dashboard_files().values())
+
+
 def test_braces_of_prometheus_reach_it() -> None:
     marks = generated.Marks()
     text = f'{{{{ $value }}}} > {marks.make(".Values.x")} and {{a="b"}}'

@@ -181,6 +181,21 @@ seccompProfile:
 {{- end }}
 {{- end }}
 
+{{/* A probe of the kubelet's, for which no password or token is needed; but it has no certificate. */}}
+{{- define "vipscope.ask" -}}
+{{- $tls := .root.Values.webConfig.content.tls_server_config | default dict -}}
+{{- if eq ($tls.client_auth_type | default "") "RequireAndVerifyClientCert" -}}
+tcpSocket:
+  port: http
+{{- else -}}
+httpGet:
+  path: {{ .path }}
+  port: http
+  scheme: {{ include "vipscope.scheme" .root }}
+{{- end }}
+timeoutSeconds: 5
+{{- end }}
+
 {{/* The pod template of a role. */}}
 {{- define "vipscope.pod" -}}
 metadata:
@@ -243,17 +258,9 @@ spec:
         - name: http
           containerPort: {{ .root.Values.port }}
       livenessProbe:
-        httpGet:
-          path: /healthz
-          port: http
-          scheme: {{ include "vipscope.scheme" .root }}
-        timeoutSeconds: 5
+        {{- include "vipscope.ask" (dict "root" .root "path" "/healthz") | nindent 8 }}
       readinessProbe:
-        httpGet:
-          path: /readyz
-          port: http
-          scheme: {{ include "vipscope.scheme" .root }}
-        timeoutSeconds: 5
+        {{- include "vipscope.ask" (dict "root" .root "path" "/readyz") | nindent 8 }}
       resources:
         {{- toYaml .options.resources | nindent 8 }}
       securityContext:
