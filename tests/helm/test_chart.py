@@ -32,6 +32,7 @@ from tests.helm.chart import (
     NAMESPACE,
     Object,
     Values,
+    expand,
     notes,
     one,
     pods,
@@ -46,8 +47,10 @@ UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
 OLDEST, NEWEST = "1.26", "1.37"
 """Versions of Kubernetes whose types are checked: that of the chart's kubeVersion, and the last."""
 
-LATER = ("--web.config.file", "--probe.target")
-"""Flags that the chart sets when told so, and the command does not know yet."""
+LATER = "--web.config.file"
+"""A flag that the chart sets when told so, and the command does not know yet."""
+SERVICE_LINKS = {"VIPSCOPE_NODE_PORT_9909_TCP": "tcp://10.96.0.30:9909", "HOST_IP": "10.0.0.1"}
+"""What the kubelet expands in arguments besides."""
 
 every = pytest.mark.parametrize("name", MATRIX)
 
@@ -188,13 +191,20 @@ def test_the_command_takes_the_arguments(name: str) -> None:
         if part == "test":
             continue
         (container,) = spec["containers"]
-        arguments = [each for each in container["args"] if not each.startswith(LATER)]
+        arguments = [
+            expand(each, SERVICE_LINKS) for each in container["args"] if not each.startswith(LATER)
+        ]
         variables = {each["name"]: each.get("value", "node1") for each in container["env"]}
         read = settings.load(arguments, variables)
         assert read.role == part
         assert read.listen_addresses[0].port == MATRIX[name].get("port", 9908)
         assert read.node_name == "node1" or part == "cluster"
         assert read.lease == ("" if part == "node" else _lease(name))
+        if name == "probe" and part == "node":
+            assert [(each.name, each.kind) for each in read.probe_targets] == [
+                ("vipscope", "tcp"),
+                ("web", "http"),
+            ]
         if name == "extra":
             assert (read.cpu_budget, read.drift_grace) == (0.01, 20)
 

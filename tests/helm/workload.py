@@ -34,6 +34,9 @@ def container_of(
         "KUBERNETES_SERVICE_PORT": str(server.port),
         **own,
     }
+    if spec["enableServiceLinks"]:
+        # There are no rules for the chart's own Service here: its VIP is the node itself.
+        variables["VIPSCOPE_NODE_PORT_9908_TCP"] = "tcp://127.0.0.1:9908"
     assert context["capabilities"]["drop"] == ["ALL"]
     assert context["readOnlyRootFilesystem"]
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
