@@ -355,7 +355,10 @@ async def test_many_scrapers_at_once_are_all_answered() -> None:
 async def test_an_empty_host_listens_on_ipv4_and_ipv6() -> None:
     settings = Settings(listen_addresses=(Address("", 0),))
     async with serving(settings=settings) as site:
-        families = {len(address) for address in site.server._app_runner.addresses}
+        families = {
+            len(address)
+            for address in [each.getsockname() for each in site.server._listener._sockets]
+        }
     assert families == ({2, 4} if socket.has_dualstack_ipv6() else {2})
 
 

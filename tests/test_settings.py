@@ -27,6 +27,7 @@ from vipscope.settings import (
 FLAGS = {
     "--web.listen-address": ("127.0.0.1:1", "listen_addresses", (Address("127.0.0.1", 1),)),
     "--web.telemetry-path": ("/m", "telemetry_path", "/m"),
+    "--web.config.file": ("/w.yml", "web_config", Path("/w.yml")),
     "--role": ("node", "role", "node"),
     "--node-name": ("n", "node_name", "n"),
     "--kubeconfig": ("/k", "kubeconfig", Path("/k")),

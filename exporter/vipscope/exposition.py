@@ -284,6 +284,9 @@ def _vitals(out: _Families, snapshot: Snapshot, wanted: Collection[str]) -> None
     records = [reading.record for reading in snapshot.readings.values()]
     zone = next((each.zone for each in records if isinstance(each, Drift)), "")
     out.add(m.NODE_INFO, node.nodename, zone, node.kernel, value=1)
+    if snapshot.reload is not None:
+        out.add(m.WEB_CONFIG_RELOAD_OK, value=snapshot.reload.ok)
+        out.add(m.WEB_CONFIG_RELOAD_TIME, value=snapshot.reload.last_success)
     for name, reading in sorted(snapshot.readings.items()):
         if name not in wanted:
             continue

@@ -139,6 +139,17 @@ COLLECTOR_LAST_SUCCESS = Metric(
     "Unix time of the collector's last read that ended ok.",
     ("collector",), "both", EXPORTER,
 )  # fmt: skip
+WEB_CONFIG_RELOAD_OK = Metric(
+    "vipscope_web_config_last_reload_successful", "gauge",
+    "1 when the web configuration file and the files that it names were good at the last reload, 0 "
+    "when what was good before is still in force. Absent without --web.config.file.",
+    (), "both", EXPORTER,
+)  # fmt: skip
+WEB_CONFIG_RELOAD_TIME = Metric(
+    "vipscope_web_config_last_reload_success_timestamp_seconds", "gauge",
+    "Unix time of the last reload, or start, at which they were good.",
+    (), "both", EXPORTER,
+)  # fmt: skip
 SERIES = Metric(
     "vipscope_series", "gauge", "Series in this exposition, this one included.",
     (), "both", EXPORTER,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
-from vipscope.snapshot import Node, Outcome, ReadError, Reading, Snapshot
+from vipscope.snapshot import Node, Outcome, ReadError, Reading, Reload, Snapshot
 from vipscope.worker import BusyError
 
 STOP_LIMIT = 1.0
@@ -127,6 +127,10 @@ class Runner:
             last_success=last_success,
             record=record,
         )
+
+    def publish_reload(self, reload: Reload) -> None:
+        """Say how the web configuration file was last read."""
+        self.snapshot = self.snapshot.with_reload(reload)
 
     def _publish(self, name: str, reading: Reading) -> None:
         self.snapshot = self.snapshot.with_reading(name, reading)

@@ -14,15 +14,19 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from vipscope import __version__
 from vipscope.exposition import Exposition
 from vipscope.logs import escape
 from vipscope.runner import Runner
-from vipscope.settings import COLLECTORS, Address, Settings
+from vipscope.settings import COLLECTORS, Settings
 from vipscope.snapshot import Outcome, Reading
+from vipscope.web.connections import Connection, Listener
+from vipscope.web.gate import OPEN_PATHS, Gate
 
 ANSWER_LIMIT = 30.0
 """Seconds for a whole answer, the client's taking it included: longer than any scrape waits."""
@@ -37,6 +41,10 @@ GZIP_INLINE = 64 << 10
 waiting for a thread's turn."""
 HEADER_BYTES, HEADERS, BODY_BYTES = 4096, 64, 4096
 """Limits of a request: bytes of its first line and of each header, number of headers, body."""
+OWN_HEADERS = {"Server": "vipscope", "X-Content-Type-Options": "nosniff"}
+"""Of every answer. The server's name of aiohttp has its exact version, and Python's."""
+RENDERINGS = 16
+"""Expositions that are made at once; who asks for more waits. Each holds its text."""
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;"
@@ -51,9 +59,34 @@ STYLE = (
 
 log = logging.getLogger(__name__)
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 class ListenError(Exception):
     """An address cannot be served on; the text is one line for the operator."""
+
+
+class _Protocol(web.RequestHandler):
+    """Of aiohttp, but what is no HTTP gets a short answer: no echo, no version, no line of log."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what is no HTTP, or to a request whose handler failed."""
+        response: web.StreamResponse
+        if isinstance(exc, HttpProcessingError):
+            response = web.Response(status=400, text="this is no HTTP request\n")
+            response.force_close()
+        else:
+            response = super().handle_error(request, status, exc, message)
+        response.headers.update(OWN_HEADERS)
+        return response
 
 
 class Server:
@@ -66,12 +99,19 @@ class Server:
         exposition: Exposition,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Raises WebConfigError."""
         self._settings = settings
         self._runner = runner
         self._exposition = exposition
         self._clock = clock
-        app = web.Application(middlewares=[_limited], client_max_size=BODY_BYTES)
-        app.on_response_prepare.append(_say_less)
+        self._gate = Gate(settings.web_config, settings.kubeconfig, runner.publish_reload, clock)
+        self._following: asyncio.Task[None] | None = None
+        self._renderings = asyncio.Semaphore(RENDERINGS)
+        self._listener = Listener(self._protocol, lambda: self._gate.policy.context)
+        app = web.Application(
+            middlewares=[self._limited, self._guarded], client_max_size=BODY_BYTES
+        )
+        app.on_response_prepare.append(self._set_headers)
         app.add_routes(
             [
                 web.get("/", self._landing_page),
@@ -81,15 +121,7 @@ class Server:
             ]
         )
         self._app_runner = web.AppRunner(
-            app,
-            access_log=None,
-            shutdown_timeout=SHUTDOWN_LIMIT,
-            keepalive_timeout=KEEP_ALIVE,
-            lingering_time=SHUTDOWN_LIMIT,
-            max_line_size=HEADER_BYTES,
-            max_field_size=HEADER_BYTES,
-            max_headers=HEADERS,
-            handler_cancellation=True,
+            app, shutdown_timeout=SHUTDOWN_LIMIT, handler_cancellation=True
         )
 
     async def start(self) -> None:
@@ -97,31 +129,89 @@ class Server:
         await self._app_runner.setup()
         for address in self._settings.listen_addresses:
             try:
-                await web.TCPSite(self._app_runner, address.host or None, address.port).start()
+                await self._listener.listen(address)
             except OSError as error:
                 await self.stop()
                 raise ListenError(f"cannot listen on {address}: {_reason(error)}") from error
-        for host, port, *_ in self._app_runner.addresses:
-            log.info("serving on %s", Address(host, port))
+        for each in self._listener.addresses:
+            log.info("serving on %s", each)
+        self._following = asyncio.create_task(self._gate.follow(), name="web configuration")
 
     @property
     def ports(self) -> Sequence[int]:
         """The ports listened on, once started."""
-        return [address[1] for address in self._app_runner.addresses]
+        return [each.port for each in self._listener.addresses]
 
     async def stop(self) -> None:
         """Stop listening and end all connections, a client that hangs included."""
+        if self._following is not None:
+            self._following.cancel()
+        await self._listener.close()
         await self._app_runner.cleanup()
+        await self._listener.abort()
+        self._gate.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        """What speaks HTTP over a new connection."""
+        return _Protocol(
+            cast(web.Server, self._app_runner.server),
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type] - as AppRunner itself gives it
+            logger=log,
+            keepalive_timeout=KEEP_ALIVE,
+            lingering_time=SHUTDOWN_LIMIT,
+            max_line_size=HEADER_BYTES,
+            max_field_size=HEADER_BYTES,
+            max_headers=HEADERS,
+        )
+
+    @web.middleware
+    async def _limited(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Send the answer within ANSWER_LIMIT, or cut off a client that does not take it."""
+        transport = request.transport
+        if transport is None:  # hung up already
+            return await handler(request)
+        connection = cast(Connection, transport.get_protocol())
+        response = None
+        connection.answering()
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT):
+                response = await handler(request)
+                if connection.context is not self._gate.policy.context:
+                    response.force_close()  # so that a client's next request meets the new one
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if response is None:
+                raise web.HTTPServiceUnavailable(text="no answer in time\n") from None
+            # Closing would wait for the client to read what it does not read.
+            transport.abort()
+        finally:
+            connection.answered()
+        return response
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let in who may get what is asked for. Where nothing is, nobody is asked."""
+        resource = request.match_info.route.resource
+        if resource is not None and resource.canonical not in OPEN_PATHS:
+            await self._gate.policy.admit(request, resource.canonical)
+        return await handler(request)
+
+    async def _set_headers(self, _: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(OWN_HEADERS)
+        response.headers.update(self._gate.policy.config.headers)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         wanted = _wanted(request)
-        body, content_type = await self._exposition.render(
-            self._runner.snapshot, wanted, request.headers.get("Accept", ""), self._clock()
-        )
-        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
-        if _accepts_gzip(request.headers.get("Accept-Encoding", "")):
-            body = await _compress(body)
-            headers["Content-Encoding"] = "gzip"
+        headers = {"Vary": "Accept, Accept-Encoding"}
+        async with self._renderings:
+            body, headers["Content-Type"] = await self._exposition.render(
+                self._runner.snapshot, wanted, request.headers.get("Accept", ""), self._clock()
+            )
+            if _accepts_gzip(request.headers.get("Accept-Encoding", "")):
+                body = await _compress(body)
+                headers["Content-Encoding"] = "gzip"
         return web.Response(body=body, headers=headers)
 
     async def _landing_page(self, _: web.Request) -> web.Response:
@@ -150,32 +240,6 @@ def _reason(error: OSError) -> str:
     if isinstance(error, socket.gaierror) or error.errno is None:
         return str(error.strerror or error)
     return os.strerror(error.errno)
-
-
-@web.middleware
-async def _limited(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Send the answer within ANSWER_LIMIT, or cut off a client that does not take it."""
-    response = None
-    try:
-        async with asyncio.timeout(ANSWER_LIMIT):
-            response = await handler(request)
-            await response.prepare(request)
-            await response.write_eof()
-    except TimeoutError:
-        if response is None:
-            raise web.HTTPServiceUnavailable(text="no answer in time\n") from None
-        # Closing would wait for the client to read what it does not read.
-        if request.transport is not None:
-            request.transport.abort()
-    return response
-
-
-async def _say_less(_: web.Request, response: web.StreamResponse) -> None:
-    # aiohttp's own Server header names the exact versions of Python and aiohttp.
-    response.headers["Server"] = "vipscope"
-    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 def _wanted(request: web.Request) -> frozenset[str]:

@@ -273,6 +273,12 @@ class Settings:
         "web.telemetry-path", "/metrics", parse_path, "Path under which metrics are served."
     )
     """Default /metrics, where Prometheus looks when it is told nothing."""
+    web_config: Path | None = _setting(
+        "web.config.file", "", parse_optional_path,
+        "Path of a web configuration file: TLS, authentication, headers. Empty: plain HTTP for "
+        "everybody.",
+    )  # fmt: skip
+    """Default None: what a node's exporters do, for their ports are not reached from outside."""
     role: str = _setting(
         "role", "all", one_of("node", "cluster", "all"),
         "What to export: node (this node's kernel), cluster (what the API server says of Services) "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
@@ -350,12 +350,28 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Reload:
+    """How the web configuration file was last read."""
+
+    ok: bool
+    """Whether it was good, with the files that it names. If not, what was before is in force."""
+    last_success: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that is known at one moment. Replaced, never changed."""
 
     node: Node
     readings: Mapping[str, Reading] = field(default_factory=lambda: MappingProxyType({}))
+    reload: Reload | None = None
+    """None where there is no web configuration file."""
 
     def with_reading(self, name: str, reading: Reading) -> Snapshot:
         """The snapshot in which the collector `name` last said `reading`."""
-        return Snapshot(self.node, MappingProxyType({**self.readings, name: reading}))
+        return replace(self, readings=MappingProxyType({**self.readings, name: reading}))
+
+    def with_reload(self, reload: Reload) -> Snapshot:
+        """The snapshot in which the web configuration file was last read so."""
+        return replace(self, reload=reload)

@@ -1,0 +1,1 @@
+"""Who may ask over HTTP, and over what: the web configuration file, and limits of connections."""
