@@ -222,6 +222,15 @@ def test_what_is_wrong_is_one_line_and_exit_status_2(argv: list[str], line: str)
     assert done.stderr.count("\n") == 1
 
 
+def test_a_wrong_web_configuration_is_one_line_with_its_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text("http_server_config:\n  http2: true\n")
+    done = run(VIPSCOPE_WEB_CONFIG_FILE=str(path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"vipscope: {path}:2: http_server_config.http2: cannot be had")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_wrong_variable_is_named() -> None:
     done = run(VIPSCOPE_LOG_LEVEL="loud")
     assert done.returncode == 2

@@ -89,6 +89,7 @@ VOLATILE = (
     m.LAST_CHANGE,
     m.SNAPSHOT_AGE,
     m.WATCH_LAST_EVENT,
+    m.WEB_CONFIG_RELOAD_TIME,
     m.DRIFT_OLDEST,
     m.NEW_CONNECTIONS,
     m.IMBALANCE,
@@ -340,8 +341,10 @@ async def test_metrics_of_a_cluster_are_those_of_its_golden_files(
         settings = Settings(
             listen_addresses=(Address("127.0.0.1", 0),),
             kubeconfig=kubeconfig(tmp_path, server.url),
+            web_config=tmp_path / "web.yml",
             top_services=3,
         )
+        (tmp_path / "web.yml").touch()
 
         async def change(runner: Runner) -> None:
             def events() -> int:

@@ -156,7 +156,7 @@ class Server:
         return _Protocol(
             cast(web.Server, self._app_runner.server),
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type] - as AppRunner itself gives it
+            access_log=None,  # type: ignore[arg-type]  # as AppRunner itself gives it
             logger=log,
             keepalive_timeout=KEEP_ALIVE,
             lingering_time=SHUTDOWN_LIMIT,
@@ -186,6 +186,9 @@ class Server:
                 raise web.HTTPServiceUnavailable(text="no answer in time\n") from None
             # Closing would wait for the client to read what it does not read.
             transport.abort()
+        except ConnectionError:  # the client hung up, which aiohttp will notice as well
+            if response is None:
+                raise
         finally:
             connection.answered()
         return response

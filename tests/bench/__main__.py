@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tests.bench import (
+    abuse,
     drift,
     exporter,
     ipvs,
@@ -241,6 +242,23 @@ def start_rows() -> list[Row]:
     ]
 
 
+def abuse_rows() -> list[Row]:
+    """One client that behaves, while others do not."""
+    found = abuse.measure()
+    alone = f"undisturbed: {_seconds(found['undisturbed_p99_seconds'])}"
+    grown = found["resident_after"] - found["resident_before"]
+    return [
+        *(
+            Row(
+                f"`/metrics` of one client, p99, beside {abuse.KINDS[kind]}",
+                p99, 0.1, _seconds, "", alone, p99 / found["undisturbed_p99_seconds"],
+            )
+            for kind, p99 in found["p99_seconds"].items()
+        ),
+        Row("memory that all of these leave behind", max(0, grown), 16 * MEBIBYTE, _mebibytes),
+    ]  # fmt: skip
+
+
 BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "nftables": nftables_rows,
     "xtables": xtables_rows,
@@ -250,6 +268,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "probe": probe_rows,
     "story": story_rows,
     "start": start_rows,
+    "abuse": abuse_rows,
 }
 
 

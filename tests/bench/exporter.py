@@ -197,14 +197,14 @@ def _scrape_seconds() -> list[float]:
             asked.append(time.monotonic())
             scraper.sendall(REQUEST)
         for scraper, at in zip(scrapers, asked, strict=True):
-            _receive(scraper)
+            receive(scraper)
             seconds.append(time.monotonic() - at)
     for scraper in scrapers:
         scraper.close()
     return seconds
 
 
-def _receive(scraper: socket.socket) -> None:
+def receive(scraper: socket.socket) -> None:
     """Take one answer, all of it."""
     answer = bytearray()
     head = -1
@@ -225,7 +225,7 @@ def _at_rest(pid: int) -> float:
         started, before = time.monotonic(), cpu_seconds(pid)
         while (elapsed := time.monotonic() - started) < REST:
             scraper.sendall(REQUEST)
-            _receive(scraper)
+            receive(scraper)
             time.sleep(SCRAPE_INTERVAL)
         return (cpu_seconds(pid) - before) / elapsed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,16 @@ async def test_a_server_that_does_not_answer_is_an_error_in_time(
     async with reviewing(reviews, tmp_path) as reviewer:
         with pytest.raises(ReviewError, match=r"no answer within 0\.2 s"):
             await reviewer.review("t", (), "/metrics")
+
+
+def test_only_the_lease_and_the_reviews_know_another_verb_than_get() -> None:
+    package = Path(module.__file__).parents[1]
+    found = {
+        str(each.relative_to(package))
+        for each in package.rglob("*.py")
+        if re.search(r"""["'](POST|PUT|PATCH|DELETE)["']|\.(post|patch)\(""", each.read_text())
+    }
+    assert found == {"kube/lease.py", "kube/review.py"}
 
 
 @pytest.mark.parametrize("made", [True, False])

@@ -1,7 +1,7 @@
 """Clients that mean harm, or are too many: bounded in count, and on loopback only.
 
 Each function does one kind of it to a server and returns how often what came of it: a status, or
-what else happened. `python -m tests.lab.abuse KIND PORT` does one kind for a while.
+what else happened. `python -m tests.lab.abuse KIND PORT` does one kind.
 """
 
 from __future__ import annotations
@@ -198,22 +198,31 @@ async def _outcome(port: int, sent: bytes) -> str:
     return (await exchange(port, sent, whole=False))[0]
 
 
-KINDS: Mapping[str, Callable[[int], Coroutine[None, None, Outcomes]]] = {
+KINDS: Mapping[str, Callable[[int, bytes], Coroutine[None, None, Outcomes]]] = {
     "scrapers": scrapers,
-    "connects": connects,
+    "connects": lambda port, _: connects(port),
     "slow_readers": slow_readers,
-    "slow_writers": slow_writers,
-    "nonsense": nonsense,
-    "guesses": guesses,
+    "slow_writers": lambda port, _: slow_writers(port),
+    "nonsense": lambda port, _: nonsense(port),
+    "guesses": lambda port, _: guesses(port),
 }
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="tests.lab.abuse", description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("port", type=int)
+    parser.add_argument("--user", default=":", help="NAME:PASSWORD, for scrapers and slow_readers")
+    parser.add_argument("--seconds", type=float, default=0.0, help="begin anew for so long")
     arguments = parser.parse_args()
-    print(dict(asyncio.run(KINDS[arguments.kind](arguments.port))))  # noqa: T201
+    name, _, password = arguments.user.partition(":")
+    headers = credentials(name, password) if name else b""
+    end = time.monotonic() + arguments.seconds
+    outcomes: Outcomes = Counter()
+    while not outcomes or time.monotonic() < end:
+        outcomes += asyncio.run(KINDS[arguments.kind](arguments.port, headers))
+    print(dict(outcomes))  # noqa: T201 - a command prints
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import os
 import shutil
 import ssl
 from pathlib import Path
@@ -256,8 +255,9 @@ async def test_plain_http_on_a_tls_port_is_ended_and_logged_by_nobody(
         ),
     ],
 )
+@pytest.mark.usefixtures("certificate")
 async def test_wrong_certificates_are_refused_at_start_with_the_line(
-    tmp_path: Path, certificate: Certificate, prepare: str, line: int, message: str
+    tmp_path: Path, prepare: str, line: int, message: str
 ) -> None:
     process = await asyncio.create_subprocess_shell(
         f"cp tls.crt ca.crt; {prepare}", cwd=tmp_path, stderr=asyncio.subprocess.DEVNULL
@@ -296,7 +296,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=both)
         context = site.server._gate.policy.context
         for name in ("tls.crt", "tls.key"):  # as a Secret's volume does, at once
-            os.replace(tmp_path / "new" / name, tmp_path / name)
+            (tmp_path / "new" / name).replace(tmp_path / name)
         await until(lambda: site.server._gate.policy.context is not context)
         assert (await ask(port, both)).serial != first.serial
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -323,17 +323,16 @@ async def test_a_broken_file_keeps_the_old_one_and_says_so_until_it_is_mended(
         ok, since = await reload_metrics(site, Authorization=basic("other", "secret"))
         assert ok == 1
         assert since > began
+    known = "tls_server_config, http_server_config, basic_auth_users, kubernetes_token_review"
     told = [each for each in caplog.messages if each.startswith("web configuration")]
     assert told == [
-        f"web configuration: not reloaded: {path}:3: nonsense: is unknown; known are "
-        "tls_server_config, http_server_config, basic_auth_users, kubernetes_token_review",
+        f"web configuration: not reloaded: {path}:3: nonsense: is unknown; known are {known}",
         f"web configuration: reloaded {path}",
     ]
 
 
-async def test_a_certificate_that_comes_after_its_file_is_taken(
-    tmp_path: Path, certificate: Certificate
-) -> None:
+@pytest.mark.usefixtures("certificate")
+async def test_a_certificate_that_comes_after_its_file_is_taken(tmp_path: Path) -> None:
     """The new file names a certificate that is not there yet."""
     (tmp_path / "new").mkdir()
     renewed = Certificate.make(tmp_path / "new")
@@ -361,9 +360,9 @@ async def test_a_certificate_that_comes_after_its_file_is_taken(
         ),
     ],
 )
+@pytest.mark.usefixtures("certificate")
 async def test_a_file_that_would_open_what_was_closed_is_kept_out_until_a_restart(
     tmp_path: Path,
-    certificate: Certificate,
     text: str,
     key: str,
     caplog: pytest.LogCaptureFixture,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import Iterator
 
@@ -61,7 +63,7 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.costs: list[bytes] = []
         self._really = bcrypt.hashpw
-        monkeypatch.setattr(module.bcrypt, "hashpw", self._hashpw)
+        monkeypatch.setattr(bcrypt, "hashpw", self._hashpw)
 
     def _hashpw(self, password: bytes, salt: bytes) -> bytes:
         self.costs.append(salt[4:6])
@@ -135,6 +137,22 @@ async def test_the_event_loop_goes_on_while_a_password_is_hashed() -> None:
         turns += 1
     assert turns > (time.monotonic() - started) / 0.05
     users.close()
+
+
+async def test_guesses_take_the_cpu_that_nobody_else_wants(
+    users: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def hashpw(_: bytes, salt: bytes) -> bytes:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return salt
+
+    monkeypatch.setattr(bcrypt, "hashpw", hashpw)
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    await users.check("a", "wrong", "1")
+    assert found == [before + module.NICENESS]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 async def test_who_hangs_up_takes_nothing_from_the_others(users: Passwords) -> None:

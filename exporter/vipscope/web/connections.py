@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import itertools
 import logging
 import socket
 import ssl
@@ -20,8 +21,11 @@ from vipscope.settings import Address
 
 CONNECTIONS = 256
 """That are open at once: some Prometheus servers keep one each."""
-BACKLOG = 256
-"""Connections that the kernel keeps until they are accepted."""
+BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted. One that finds no place among them is
+tried again by its client's kernel, after a second."""
+AT_A_TURN = 16
+"""Connections accepted before the others in the event loop have their turn."""
 REQUEST_LIMIT = 10.0
 """Seconds for a TLS handshake and a request's head."""
 SILENCE_LIMIT = 95.0
@@ -215,8 +219,9 @@ class Listener:
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        for number in itertools.count(1):
             try:
+                # This does not wait while there is something to accept.
                 sock, address = await loop.sock_accept(listening)
             except OSError as error:  # a client that has hung up already is one
                 if error.errno in EXHAUSTED:
@@ -224,8 +229,8 @@ class Listener:
                     await asyncio.sleep(EXHAUSTED_PAUSE)
                 continue
             self._admit(sock, peer_of(address[0]))
-            # Accepting does not wait while there is something to accept, but others must.
-            await asyncio.sleep(0)
+            if number % AT_A_TURN == 0:
+                await asyncio.sleep(0)
 
     def _admit(self, sock: socket.socket, peer: str) -> None:
         self._of_peer[peer] += 1

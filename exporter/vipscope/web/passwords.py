@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,9 @@ from vipscope.web.checks import Checks
 WAITING, WAITING_OF_PEER = 16, 2
 """Checks that may wait for the one that is made, in all and of one address. At cost 10, 50 ms each,
 the last one waits less than a second."""
+NICENESS = 10
+"""Of the thread that hashes, for on Linux each has its own: guesses take the CPU that nobody else
+wants."""
 PASSWORD_BYTES = 72
 """What bcrypt looks at."""
 SALT_CHARACTERS = 29
@@ -37,7 +41,7 @@ class Passwords:
         slowest = max(users.values(), key=lambda each: int(each[4:6]), default=b"$2b$10$")
         self._nobodys = slowest[:7] + b"." * 53
         self._checks: Checks[bool] = Checks(1, WAITING, WAITING_OF_PEER)
-        self._thread = ThreadPoolExecutor(1, "bcrypt")
+        self._thread = ThreadPoolExecutor(1, "bcrypt", os.nice, (NICENESS,))
 
     async def check(self, name: str, password: str, peer: str) -> bool:
         """Whether it is the name and password of a user. Raises BusyError."""
