@@ -198,9 +198,9 @@ async def test_a_client_that_takes_nothing_of_a_last_answer_is_not_waited_for(
 async def test_accepting_goes_on_after_the_process_was_out_of_descriptors(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "EXHAUSTED_PAUSE", 0.05)
+    monkeypatch.setattr(module, "ACCEPT_PAUSE", 0.05)
     loop = asyncio.get_running_loop()
-    really, left = loop.sock_accept, [errno.EMFILE, errno.ECONNABORTED, errno.EMFILE]
+    really, left = loop.sock_accept, [errno.EMFILE, errno.ECONNABORTED, errno.ENETDOWN]
 
     async def fails(sock: object) -> object:
         accepted = await really(sock)  # type: ignore[arg-type]
@@ -220,6 +220,17 @@ async def test_accepting_goes_on_after_the_process_was_out_of_descriptors(
     assert answered or await last.asks()
     last.close()
     assert caplog.messages == ["cannot accept connections: out of it"] * 2
+
+
+async def test_when_accepting_ends_for_good_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_: object) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_accept", broken)
+    async with serving():
+        await until(lambda: "no more connections are accepted" in caplog.text)
 
 
 @pytest.mark.parametrize(

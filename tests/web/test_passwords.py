@@ -7,13 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
 import pytest
 
 from vipscope.web import passwords as module
 from vipscope.web.checks import BusyError
-from vipscope.web.passwords import PASSWORD_BYTES, Passwords
+from vipscope.web.passwords import PASSWORD_BYTES, Passwords, hashing_thread
 
 
 def hashed(password: str, cost: int = 4) -> bytes:
@@ -21,10 +22,14 @@ def hashed(password: str, cost: int = 4) -> bytes:
 
 
 @pytest.fixture
-def users() -> Iterator[Passwords]:
-    found = Passwords({"a": hashed("right"), "b": hashed("ümläut"), "c": hashed("x" * 72)})
-    yield found
-    found.close()
+def thread() -> Iterator[ThreadPoolExecutor]:
+    with hashing_thread() as made:
+        yield made
+
+
+@pytest.fixture
+def users(thread: ThreadPoolExecutor) -> Passwords:
+    return Passwords({"a": hashed("right"), "b": hashed("ümläut"), "c": hashed("x" * 72)}, thread)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +55,10 @@ async def test_only_a_users_own_password_is_right_also_the_second_time(
 
 
 @pytest.mark.parametrize("prefix", [b"$2a$", b"$2b$", b"$2y$"])
-async def test_hashes_of_any_program_are_taken(prefix: bytes) -> None:
-    users = Passwords({"a": prefix + hashed("right")[4:]})
+async def test_hashes_of_any_program_are_taken(prefix: bytes, thread: ThreadPoolExecutor) -> None:
+    users = Passwords({"a": prefix + hashed("right")[4:]}, thread)
     assert await users.check("a", "right", "1")
     assert not await users.check("a", "wrong", "1")
-    users.close()
 
 
 class Counted:
@@ -86,13 +90,13 @@ async def test_a_right_password_is_hashed_once_and_a_wrong_one_each_time(
 
 async def test_an_unknown_name_costs_what_the_slowest_user_does(
     monkeypatch: pytest.MonkeyPatch,
+    thread: ThreadPoolExecutor,
 ) -> None:
-    users = Passwords({"a": hashed("x", 4), "b": hashed("x", 6), "c": hashed("x", 5)})
+    users = Passwords({"a": hashed("x", 4), "b": hashed("x", 6), "c": hashed("x", 5)}, thread)
     counted = Counted(monkeypatch)
     await users.check("nobody", "x", "1")
     await users.check("a", "x" * 100, "1")
     assert counted.costs == [b"06", b"04"]
-    users.close()
 
 
 async def test_who_asks_the_same_at_once_waits_for_one_hash(
@@ -103,8 +107,10 @@ async def test_who_asks_the_same_at_once_waits_for_one_hash(
     assert len(counted.costs) == 1
 
 
-async def test_guesses_wait_in_a_short_queue_and_one_address_has_few_places_in_it() -> None:
-    users = Passwords({"a": hashed("right", 8)})
+async def test_guesses_wait_in_a_short_queue_and_one_address_has_few_places_in_it(
+    thread: ThreadPoolExecutor,
+) -> None:
+    users = Passwords({"a": hashed("right", 8)}, thread)
     guesses = [
         asyncio.create_task(users.check("a", f"{peer} {n}", f"10.0.0.{peer}"))
         for peer in range(5)
@@ -116,19 +122,19 @@ async def test_guesses_wait_in_a_short_queue_and_one_address_has_few_places_in_i
     assert answers.count(False) == 5 * module.WAITING_OF_PEER
     assert sum(isinstance(each, BusyError) for each in answers) == 100 - 10
     assert await users.check("a", "right", "10.0.0.1")
-    users.close()
 
 
-async def test_the_queue_is_bounded_however_many_addresses_ask() -> None:
-    users = Passwords({"a": hashed("right", 4)})
+async def test_the_queue_is_bounded_however_many_addresses_ask(thread: ThreadPoolExecutor) -> None:
+    users = Passwords({"a": hashed("right", 4)}, thread)
     checks = (users.check("a", f"{n}", f"10.0.0.{n}") for n in range(100))
     answers = await asyncio.gather(*checks, return_exceptions=True)
     assert answers.count(False) == 1 + module.WAITING
-    users.close()
 
 
-async def test_the_event_loop_goes_on_while_a_password_is_hashed() -> None:
-    users = Passwords({"a": hashed("right", 4)[:4] + b"12" + hashed("right", 4)[6:]})
+async def test_the_event_loop_goes_on_while_a_password_is_hashed(
+    thread: ThreadPoolExecutor,
+) -> None:
+    users = Passwords({"a": hashed("right", 4)[:4] + b"12" + hashed("right", 4)[6:]}, thread)
     started = time.monotonic()
     check = asyncio.create_task(users.check("a", "wrong", "1"))
     turns = 0
@@ -136,7 +142,6 @@ async def test_the_event_loop_goes_on_while_a_password_is_hashed() -> None:
         await asyncio.sleep(0.005)
         turns += 1
     assert turns > (time.monotonic() - started) / 0.05
-    users.close()
 
 
 async def test_guesses_take_the_cpu_that_nobody_else_wants(

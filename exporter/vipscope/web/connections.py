@@ -7,7 +7,6 @@ accepts connections itself and passes what they send on to aiohttp's protocol.
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import itertools
 import logging
@@ -33,9 +32,8 @@ SILENCE_LIMIT = 95.0
 which does not apply to a connection that it has closed and whose client does not take the rest."""
 GOODBYE_LIMIT = 1.0
 """Seconds for the client's part of ending TLS."""
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""What accepting fails with when the process or the machine is out of something."""
-EXHAUSTED_PAUSE = 1.0
+ACCEPT_PAUSE = 1.0
+"""Seconds after which accepting is tried again when it failed."""
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +197,9 @@ class Listener:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(where)
             sock.listen(BACKLOG)
-            self._tasks.append(asyncio.create_task(self._accept(sock)))
+            task = asyncio.create_task(self._accept(sock))
+            task.add_done_callback(_tell_end)
+            self._tasks.append(task)
 
     async def close(self) -> None:
         """Accept no more. What is open stays."""
@@ -220,17 +220,17 @@ class Listener:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for number in itertools.count(1):
-            try:
-                # This does not wait while there is something to accept.
-                sock, address = await loop.sock_accept(listening)
-            except OSError as error:  # a client that has hung up already is one
-                if error.errno in EXHAUSTED:
-                    log.warning("cannot accept connections: %s", error.strerror)
-                    await asyncio.sleep(EXHAUSTED_PAUSE)
-                continue
-            self._admit(sock, peer_of(address[0]))
-            if number % AT_A_TURN == 0:
+            if number % AT_A_TURN == 0:  # for accepting does not wait while there is what to accept
                 await asyncio.sleep(0)
+            try:
+                sock, address = await loop.sock_accept(listening)
+            except ConnectionAbortedError:  # a client that has hung up already
+                continue
+            except OSError as error:  # as when the process is out of descriptors
+                log.warning("cannot accept connections: %s", error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE)
+            else:
+                self._admit(sock, peer_of(address[0]))
 
     def _admit(self, sock: socket.socket, peer: str) -> None:
         self._of_peer[peer] += 1
@@ -250,6 +250,11 @@ class Listener:
             self._of_peer[connection.peer] -= 1
             if not self._of_peer[connection.peer]:
                 del self._of_peer[connection.peer]
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("no more connections are accepted", exc_info=error)
 
 
 def peer_of(host: str) -> str:

@@ -22,7 +22,7 @@ from vipscope.web import tls
 from vipscope.web.checks import BusyError
 from vipscope.web.config import WebConfig, WebConfigError
 from vipscope.web.connections import peer_of
-from vipscope.web.passwords import Passwords
+from vipscope.web.passwords import Passwords, hashing_thread
 from vipscope.web.tokens import Tokens
 
 LOOK_INTERVAL = 5.0
@@ -54,7 +54,9 @@ class Policy:
             return
         authorization = request.headers.get("Authorization", "")
         try:
-            if await self._passes(authorization, path, peer_of(request.remote or "")):
+            if await self._passes(
+                authorization, path, peer_of(request.remote) if request.remote else ""
+            ):
                 return
         except BusyError:
             raise web.HTTPServiceUnavailable(
@@ -85,11 +87,6 @@ class Policy:
         if self.tokens is not None:
             error.headers.add("WWW-Authenticate", 'Bearer realm="vipscope"')
         return error
-
-    def close(self) -> None:
-        """End what runs for it."""
-        if self.passwords is not None:
-            self.passwords.close()
 
 
 def _basic(credentials: str) -> tuple[str, str] | None:
@@ -123,6 +120,7 @@ class Gate:
         self._kubeconfig = kubeconfig
         self._told = told
         self._clock = clock
+        self._thread = hashing_thread()
         self._last = 0.0
         """When the files were last good, by the clock."""
         if path is None:
@@ -151,22 +149,21 @@ class Gate:
             log.error("web configuration: not reloaded: %s", error)
             self._told(Reload(ok=False, last_success=self._last))
         else:
-            old, self.policy = self.policy, self._made(config, context)
-            old.close()
+            self.policy = self._made(config, context)
             log.info("web configuration: reloaded %s", path)
             self._good()
         self._seen = seen
 
     def close(self) -> None:
-        """End what runs for the policy."""
-        self.policy.close()
+        """End the thread that hashes, once it has done what it does."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _good(self) -> None:
         self._last = self._clock()
         self._told(Reload(ok=True, last_success=self._last))
 
     def _made(self, config: WebConfig, context: ssl.SSLContext | None) -> Policy:
-        passwords = Passwords(config.users) if config.users else None
+        passwords = Passwords(config.users, self._thread) if config.users else None
         tokens = None
         if config.tokens is not None:
             tokens = Tokens(Reviewer(self._kubeconfig), config.tokens.audiences)

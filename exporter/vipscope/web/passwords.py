@@ -32,16 +32,17 @@ class Passwords:
     keyed digest that means nothing to anyone else, so that a scrape does not pay for a hash.
     """
 
-    def __init__(self, users: Mapping[str, bytes]) -> None:
+    def __init__(self, users: Mapping[str, bytes], thread: ThreadPoolExecutor) -> None:
+        """Hashes by name, at least one, and the thread to hash in: see `hashing_thread`."""
         self._users = users
+        self._thread = thread
         self._key = secrets.token_bytes(32)
         self._right: dict[str, bytes] = {}
         """Digest of name and password, by name."""
         # Nobody's: a name that is unknown takes as long as the slowest user's.
-        slowest = max(users.values(), key=lambda each: int(each[4:6]), default=b"$2b$10$")
+        slowest = max(users.values(), key=lambda each: int(each[4:6]))
         self._nobodys = slowest[:7] + b"." * 53
         self._checks: Checks[bool] = Checks(1, WAITING, WAITING_OF_PEER)
-        self._thread = ThreadPoolExecutor(1, "bcrypt", os.nice, (NICENESS,))
 
     async def check(self, name: str, password: str, peer: str) -> bool:
         """Whether it is the name and password of a user. Raises BusyError."""
@@ -61,9 +62,10 @@ class Passwords:
             self._right[name] = digest
         return right
 
-    def close(self) -> None:
-        """End the thread, once it has made its check."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+
+def hashing_thread() -> ThreadPoolExecutor:
+    """One thread to hash in, which is not started before it is needed."""
+    return ThreadPoolExecutor(1, "bcrypt", os.nice, (NICENESS,))
 
 
 def _matches(password: bytes, hashed: bytes) -> bool:
