@@ -39,7 +39,11 @@ log = logging.getLogger(__name__)
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection. What it receives goes on to aiohttp's protocol."""
+    """One client's connection. What it receives goes on to aiohttp's protocol.
+
+    That is made only when something comes: most of those who open connections by the thousand send
+    nothing, and it is most of what a connection costs.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,8 @@ class Connection(asyncio.Protocol):
         self.since = asyncio.get_running_loop().time()
         """Since when, or since when not."""
         self._make_handler = handler
+        self._handler: asyncio.Protocol | None = None
+        """None while nothing has come."""
         self._ended = ended
         self._transport: asyncio.Transport | None = None
         self._beginning: asyncio.Task[object] | None = None
@@ -91,6 +97,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._stop_timer()
+        self._transport = None
         self._ended(self)
 
     def abort(self) -> None:
@@ -109,36 +116,37 @@ class Connection(asyncio.Protocol):
         """The client has taken the answer, or never will."""
         self._mark(busy=False)
         self._asking = False
-        self._allow(SILENCE_LIMIT)
+        if self._transport is not None:
+            self._allow(SILENCE_LIMIT)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin. With TLS the handshake is over."""
         self._transport = cast(asyncio.Transport, transport)
-        self._handler = self._make_handler()
-        self._handler.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Pass it on. The time for a request begins with its first byte."""
-        if not self.busy and not self._asking:
+        if self._handler is None:
+            self._handler = self._make_handler()
+            self._handler.connection_made(cast(asyncio.Transport, self._transport))
+        elif not self.busy and not self._asking:
             self._asking = True
             self._allow(REQUEST_LIMIT)
         self._handler.data_received(data)
 
-    def eof_received(self) -> bool | None:
-        """Pass it on: the client sends no more, but may still receive."""
-        return self._handler.eof_received()
-
     def pause_writing(self) -> None:
         """Pass it on: the client does not keep up."""
-        self._handler.pause_writing()
+        if self._handler is not None:
+            self._handler.pause_writing()
 
     def resume_writing(self) -> None:
         """Pass it on: the client does again."""
-        self._handler.resume_writing()
+        if self._handler is not None:
+            self._handler.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Pass it on, and end."""
-        self._handler.connection_lost(error)
+        if self._handler is not None:
+            self._handler.connection_lost(error)
         self._end()
 
     def _mark(self, *, busy: bool) -> None:
