@@ -23,7 +23,7 @@ CONNECTIONS = 256
 BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted. One that finds no place among them is
 tried again by its client's kernel, after a second."""
-AT_A_TURN = 16
+AT_A_TURN = 4
 """Connections accepted before the others in the event loop have their turn."""
 REQUEST_LIMIT = 10.0
 """Seconds for a TLS handshake and a request's head."""
