@@ -94,7 +94,7 @@ def _alert(alert: Alert, settings: Settings) -> dict[str, Any]:
     }
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+class _Dumper(yaml.SafeDumper):
     """Writes expressions of several lines as they are."""
 
 

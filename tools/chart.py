@@ -129,7 +129,7 @@ def settings(marks: Marks) -> Settings:
 # --- files ---
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+class _Dumper(yaml.SafeDumper):
     """Quotes what has a mark: whatever a value is, in YAML it stays a text."""
 
 

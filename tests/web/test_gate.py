@@ -359,6 +359,7 @@ async def test_a_certificate_that_comes_after_its_file_is_taken(tmp_path: Path) 
             "basic_auth_users: is gone",
         ),
     ],
+    ids=("nothing", "no TLS", "no certificates", "certificates if given", "no passwords"),
 )
 @pytest.mark.usefixtures("certificate")
 async def test_a_file_that_would_open_what_was_closed_is_kept_out_until_a_restart(
