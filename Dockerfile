@@ -1,8 +1,8 @@
 # The image of all roles: a virtual environment with vipscope in it, and nothing that builds one.
 #
 # A release pins the base by its digest, which for one tag names both architectures:
-#   --build-arg BASE=docker.io/library/python:3.11.14-slim-bookworm@sha256:...
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+#   --build-arg BASE=python:3.11.14-slim-bookworm@sha256:...
+ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS build
 WORKDIR /src

@@ -321,8 +321,8 @@ def test_the_image_is_the_charts_own_version_unless_told_otherwise() -> None:
     metadata = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert metadata["appVersion"] == __version__
     for values, image in (
-        ({}, f"ghcr.io/vipscope/vipscope:{__version__}"),
-        ({"image": {"tag": "1.2.3"}}, "ghcr.io/vipscope/vipscope:1.2.3"),
+        ({}, f"vipscope/vipscope:{__version__}"),
+        ({"image": {"tag": "1.2.3"}}, "vipscope/vipscope:1.2.3"),
         (MATRIX["image"], f"mirror/vipscope@sha256:{'0' * 64}"),
     ):
         assert {spec["containers"][0]["image"] for _, spec in pods(render(values))} == {image}
