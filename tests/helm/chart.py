@@ -95,7 +95,11 @@ MATRIX: Mapping[str, Values] = {
         "cluster": {"serviceAccount": {"create": False, "name": "other"}},
     },
     "image": {
-        "image": {"registry": "mirror.example", "repository": "vipscope", "digest": f"sha256:{'0' * 64}"},
+        "image": {
+            "registry": "mirror.example",
+            "repository": "vipscope",
+            "digest": f"sha256:{'0' * 64}",
+        },
         "imagePullSecrets": [{"name": "registry"}],
     },
     "extra": {**EXTRA, "cluster": EXTRA, "updateStrategy": {"type": "OnDelete"}},

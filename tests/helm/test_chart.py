@@ -323,7 +323,7 @@ def test_the_image_is_the_charts_own_version_unless_told_otherwise() -> None:
     for values, image in (
         ({}, f"vipscope/vipscope:{__version__}"),
         ({"image": {"tag": "1.2.3"}}, "vipscope/vipscope:1.2.3"),
-        (MATRIX["image"], f"mirror/vipscope@sha256:{'0' * 64}"),
+        (MATRIX["image"], f"mirror.example/vipscope@sha256:{'0' * 64}"),
     ):
         assert {spec["containers"][0]["image"] for _, spec in pods(render(values))} == {image}
 
