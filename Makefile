@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 4
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 
-.PHONY: run test lint generate bench lock clean
+.PHONY: run test lint generate bench screenshots lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m vipscope $(ARGS)
@@ -32,6 +32,11 @@ generate: $(VENV)/run.stamp
 bench: $(VENV)/test.stamp
 	@tools/setup system $(VENV)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Takes the pictures of the page that README.md shows.
+screenshots: $(VENV)/test.stamp
+	@tools/setup system $(VENV)
+	$(BIN)/python -m tests.screenshots
 
 # Renews the pinned requirements, from pyproject.toml and requirements/*.in.
 lock: $(VENV)/lock/bin/pip-compile

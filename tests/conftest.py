@@ -8,6 +8,7 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
+from tests.lab import browser
 from tests.lab.namespace import requirements
 
 # Examples run against a real kernel, on machines of any speed.
@@ -16,7 +17,8 @@ hypothesis.settings.load_profile("vipscope")
 
 
 def pytest_report_header() -> list[str]:
-    return [f"missing, its tests are skipped: {each}" for each in requirements()]
+    missing = (*requirements(), *browser.requirements())
+    return [f"missing, its tests are skipped: {each}" for each in missing]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -66,6 +66,9 @@ LOCAL = {"local-only": Reason.NO_LOCAL_ENDPOINTS}
 # --- beside real kernels --------------------------------------------------------------------------
 
 
+_SYNCED = re.compile(r"^(kubeproxy_sync_proxy_rules_last_timestamp_seconds\S*) \S+$", re.MULTILINE)
+
+
 class _Answers(BaseHTTPRequestHandler):
     """A healthy kube-proxy's, of both of its ports."""
 
@@ -75,7 +78,9 @@ class _Answers(BaseHTTPRequestHandler):
         bodies = {
             "/healthz": b"{}",
             "/proxyMode": self.mode.encode(),
-            "/metrics": captured.read(f"metrics/kube-proxy.{self.mode}.prom").encode(),
+            "/metrics": _SYNCED.sub(
+                rf"\1 {time.time()}", captured.read(f"metrics/kube-proxy.{self.mode}.prom")
+            ).encode(),
         }
         self.send_response(200)
         self.end_headers()

@@ -39,7 +39,6 @@ from vipscope.collectors.ipvs import IpvsCollector
 from vipscope.collectors.kubeproxy import parse_metrics
 from vipscope.collectors.nftables import Nftables
 from vipscope.collectors.xtables import Xtables
-from vipscope.dataplane.depth import nearest_rank
 from vipscope.exposition import Exposition, choose_encoder
 from vipscope.netlink import ipvs as ipvs_netlink
 from vipscope.netlink import links
@@ -654,13 +653,6 @@ def test_hostile_label_values_survive_a_round_trip(
     assert found[m.TRANSACTIONS.name].labels["process"] == process
     assert found[m.TRANSACTIONS.name].value == 5
     assert found[m.NODE_INFO.name].labels == {"nodename": node, "zone": "", "kernel": "6"}
-
-
-@pytest.mark.parametrize(
-    ("quantile", "value"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.51, 3), (0.99, 4), (1.0, 4)]
-)
-def test_a_quantile_is_a_value_that_is_there(quantile: float, value: int) -> None:
-    assert nearest_rank((1, 2, 3, 4), quantile) == value
 
 
 def test_before_any_read_the_exporter_shows_itself() -> None:

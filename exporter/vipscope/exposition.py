@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector as Registry
 from vipscope import __version__
 from vipscope import metrics as m
 from vipscope.dataplane import cost
-from vipscope.dataplane.depth import nearest_rank
+from vipscope.dataplane.depth import depths_by_family, nearest_rank
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.snapshot import (
     Cluster,
@@ -82,7 +82,7 @@ def body(snapshot: Snapshot, wanted: Collection[str]) -> list[Family]:
         for name, reading in sorted(snapshot.readings.items())
         if name in wanted and reading.record is not None
     ]
-    depths = _depths([each for each in records if isinstance(each, Ruleset)])
+    depths = depths_by_family([each for each in records if isinstance(each, Ruleset)])
     for family, ascending in depths.items():
         for quantile in QUANTILES if ascending else ():
             value = nearest_rank(ascending, quantile)
@@ -117,19 +117,6 @@ def _follow(out: _Families, follow: Follow) -> None:
     for reason, count in sorted(follow.resyncs.items()):
         out.add(m.RESYNCS, reason, value=count)
     out.add(m.LAST_CHANGE, value=follow.last_change)
-
-
-def _depths(rulesets: Sequence[Ruleset]) -> Mapping[str, tuple[int, ...]]:
-    """Depths of the Services by address family; none of a family of which they are not known.
-
-    Where both backends have Services, one holds leftovers, and which of them a packet meets first
-    is not known.
-    """
-    by_family = {
-        family: [ruleset.depths[family] for ruleset in rulesets if family in ruleset.depths]
-        for family in sorted({family for ruleset in rulesets for family in ruleset.depths})
-    }
-    return {family: found[0] if len(found) == 1 else () for family, found in by_family.items()}
 
 
 def _ipvs(out: _Families, ipvs: Ipvs) -> None:

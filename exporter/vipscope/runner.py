@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
+from vipscope.history import History
 from vipscope.snapshot import Node, Outcome, ReadError, Reading, Reload, Snapshot
 from vipscope.worker import BusyError
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Runner:
-    """Runs the collectors and holds the newest snapshot."""
+    """Runs the collectors and holds the newest snapshot, and a few numbers of the last hour."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Runner:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.snapshot = Snapshot(node)
+        self.history = History()
         self._collectors = collectors
         self._budget = budget
         self._clock = clock
@@ -133,6 +135,7 @@ class Runner:
         self.snapshot = self.snapshot.with_reload(reload)
 
     def _publish(self, name: str, reading: Reading) -> None:
+        self.history.replaced(self.snapshot, self._clock())
         self.snapshot = self.snapshot.with_reading(name, reading)
         self._replaced.set()
         self._replaced = asyncio.Event()

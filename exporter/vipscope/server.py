@@ -1,4 +1,4 @@
-"""The HTTP server: /metrics, a landing page, /healthz and /readyz.
+"""The HTTP server: /metrics, the page for people, /healthz and /readyz.
 
 It answers from the newest snapshot and reads nothing itself, so no request can wait for the kernel.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import html
 import logging
 import os
 import re
@@ -19,12 +18,10 @@ from typing import cast
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from vipscope import __version__
 from vipscope.exposition import Exposition
-from vipscope.logs import escape
+from vipscope.page import POLICY, Links, Page
 from vipscope.runner import Runner
 from vipscope.settings import COLLECTORS, Settings
-from vipscope.snapshot import Outcome, Reading
 from vipscope.web.connections import Connection, Listener
 from vipscope.web.gate import OPEN_PATHS, Gate
 
@@ -45,17 +42,6 @@ OWN_HEADERS = {"Server": "vipscope", "X-Content-Type-Options": "nosniff"}
 """Of every answer. The server's name of aiohttp has its exact version, and Python's."""
 RENDERINGS = 16
 """Expositions that are made at once; who asks for more waits. Each holds its text."""
-
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;"
-    "color:#1b1f24;background:#fff}"
-    "table{border-collapse:collapse;width:100%}"
-    "th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #d0d7de;"
-    "vertical-align:top}td:last-child{overflow-wrap:anywhere}"
-    ".ok{color:#1a7f37}.denied,.timeout,.failed{color:#b42318}"
-    "@media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}a{color:#58a6ff}"
-    "th,td{border-color:#30363d}.ok{color:#3fb950}.denied,.timeout,.failed{color:#ff7b72}}"
-)
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +89,7 @@ class Server:
         self._settings = settings
         self._runner = runner
         self._exposition = exposition
+        self._page = Page(Links(settings.telemetry_path, settings.dashboards))
         self._clock = clock
         self._gate = Gate(settings.web_config, settings.kubeconfig, runner.publish_reload, clock)
         self._following: asyncio.Task[None] | None = None
@@ -218,14 +205,11 @@ class Server:
         return web.Response(body=body, headers=headers)
 
     async def _landing_page(self, _: web.Request) -> web.Response:
-        return web.Response(
-            text=_page(self._settings, self._runner, self._clock()),
-            content_type="text/html",
-            headers={
-                "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-                "Cache-Control": "no-store",
-            },
+        text = await self._page.render(
+            self._runner.snapshot, self._runner.history.samples, self._clock()
         )
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+        return web.Response(text=text, content_type="text/html", headers=headers)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -272,43 +256,3 @@ async def _compress(body: bytes) -> bytes:
     if len(body) <= GZIP_INLINE:
         return gzip.compress(body, GZIP_LEVEL, mtime=0)
     return await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
-
-
-def _page(settings: Settings, runner: Runner, now: float) -> str:
-    """The landing page. Whatever comes from the node or the settings is escaped."""
-    node = runner.snapshot.node
-    rows = "".join(
-        _row(name, runner.snapshot.readings.get(name), text, now)
-        for name, text in COLLECTORS.items()
-    )
-    path = _html(settings.telemetry_path)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>vipscope on {_html(node.nodename)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>vipscope</h1><p>Version {__version__}, on {_html(node.nodename)}, "
-        f"Linux {_html(node.kernel)}.</p>"
-        f'<p><a href="{path}">{path}</a> · <a href="/healthz">/healthz</a> · '
-        '<a href="/readyz">/readyz</a></p>'
-        "<table><thead><tr><th>Collector</th><th>Reads</th><th>Outcome</th><th>Last success</th>"
-        f"<th>Detail</th></tr></thead><tbody>{rows}</tbody></table></body></html>\n"
-    )
-
-
-def _row(name: str, reading: Reading | None, text: str, now: float) -> str:
-    outcome = reading.outcome.value if reading else "waiting"
-    if reading is None or reading.outcome is Outcome.DISABLED:
-        age = ""
-    elif reading.last_success is None:
-        age = "never"
-    else:
-        age = f"{max(0.0, now - reading.last_success):.0f} s ago"
-    detail = reading.detail if reading else ""
-    return (
-        f"<tr><th scope=row>{_html(name)}</th><td>{_html(text)}</td>"
-        f'<td class="{outcome}">{outcome}</td><td>{age}</td><td>{_html(detail)}</td></tr>'
-    )
-
-
-def _html(text: str) -> str:
-    return html.escape(escape(text))

@@ -123,6 +123,14 @@ def parse_url(text: str) -> str:
     return text
 
 
+def parse_link(text: str) -> str:
+    """An http or https URL for people to follow, or an empty text."""
+    # RFC 3986 has no other characters.
+    if text and not re.fullmatch(r"https?://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+", text):
+        raise ValueError("takes http://... or https://...")
+    return text
+
+
 def parse_node_name(text: str) -> str:
     """The text itself, or the host name for an empty one."""
     if not text.isprintable():
@@ -279,6 +287,11 @@ class Settings:
         "everybody.",
     )  # fmt: skip
     """Default None: what a node's exporters do, for their ports are not reached from outside."""
+    dashboards: str = _setting(
+        "web.dashboards-url", "", parse_link,
+        "URL of the dashboards, to which the page at / leads. Empty: no link.",
+    )  # fmt: skip
+    """Default "": where Grafana is, nobody but the operator knows."""
     role: str = _setting(
         "role", "all", one_of("node", "cluster", "all"),
         "What to export: node (this node's kernel), cluster (what the API server says of Services) "

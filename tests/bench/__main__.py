@@ -176,6 +176,13 @@ def exporter_rows() -> list[Row]:
             found["scrape_p99_ratio"],
         ),
         Row(
+            f"the page at `/`, longest of {exporter.LOOKS}", found["page_seconds"], 0.2, _seconds,
+        ),
+        Row(
+            "the same, laid out by Chromium besides",
+            found["page_seconds"] + found["page_shown_seconds"], 0.2, _seconds,
+        ),
+        Row(
             "event loop, longest stall", found["stall_seconds"], 0.05, _seconds, "",
             f"a loop with nothing to do: {_seconds(found['idle_stall_seconds'])}",
         ),

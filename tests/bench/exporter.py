@@ -32,7 +32,7 @@ from tests.bench.nftables import (
     exporter,
     iptables_flips,
 )
-from tests.lab import rulesets
+from tests.lab import browser, rulesets
 from tests.lab.namespace import Namespace
 from vipscope import cli
 from vipscope.netlink.nfnetlink import NETLINK_NETFILTER
@@ -42,6 +42,10 @@ FEW_SERVICES = SERVICES // 100
 SCRAPERS = 10
 BLOCKS, SCRAPES = 5, 40
 """Blocks in turn at either size, and scrapes of each scraper in a block."""
+LOOKS = 10
+"""At the page, each at a second of its own: within one it is not made anew."""
+PAGE_WIDTHS = (390, 1200)
+"""Pixels."""
 FLIPS = 10
 HEARTBEAT = 0.001
 CHANGES = 10_000
@@ -67,6 +71,10 @@ class Measurement(TypedDict):
     few_rules_scrape_p50_seconds: float
     few_rules_scrape_p99_seconds: float
     scrape_p99_ratio: float
+    page_seconds: float
+    """Longest of LOOKS, from asking for the page until it is there."""
+    page_shown_seconds: float
+    """Longest of the page's layouts in Chromium, as wide as a phone and as a screen."""
     stall_seconds: float
     """The longest lateness of the event loop in the first full read, FLIPS and scrapes."""
     idle_stall_seconds: float
@@ -92,6 +100,7 @@ def measure() -> Measurement:
                 slow += large.call(_scrape_seconds)
                 fast += small.call(_scrape_seconds)
             resident = status(process.pid, "VmRSS")
+            page_seconds, page = large.call(_look)
             at_rest = large.call(_at_rest, process.pid)
             thousand, all_changes = large.call(_resident_over_changes, process.pid)
             peak = status(process.pid, "VmHWM")
@@ -101,6 +110,10 @@ def measure() -> Measurement:
         "few_rules_scrape_p50_seconds": statistics.median(fast),
         "few_rules_scrape_p99_seconds": _p99(fast),
         "scrape_p99_ratio": _p99(slow) / _p99(fast),
+        "page_seconds": page_seconds,
+        "page_shown_seconds": max(
+            each.milliseconds / 1e3 for each in browser.measure(page, PAGE_WIDTHS)
+        ),
         "stall_seconds": stall,
         "idle_stall_seconds": idle_stall,
         "resident": resident,
@@ -202,6 +215,18 @@ def _scrape_seconds() -> list[float]:
     for scraper in scrapers:
         scraper.close()
     return seconds
+
+
+def _look() -> tuple[float, str]:
+    """The longest look at the page, and the page."""
+    seconds = []
+    for _ in range(LOOKS):
+        time.sleep(1)
+        began = time.monotonic()
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/") as answer:
+            text = answer.read().decode()
+        seconds.append(time.monotonic() - began)
+    return max(seconds), text
 
 
 def receive(scraper: socket.socket) -> None:

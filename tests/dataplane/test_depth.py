@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vipscope.dataplane.depth import service_depths
+import pytest
+
+from vipscope.dataplane.depth import nearest_rank, service_depths
 from vipscope.snapshot import Rule
 
 SERVICES = (Rule(target="KUBE-SVC-A"), Rule(target="KUBE-SVC-B"))
@@ -89,3 +91,10 @@ def test_chains_that_fan_out_without_end_give_nothing_rather_than_a_guess() -> N
     }
     chains |= {"C9": [Rule()], "PREROUTING": [Rule(target="C0", always=True), JUMP]}
     assert depths(chains | {"KUBE-SERVICES": SERVICES}) == []
+
+
+@pytest.mark.parametrize(
+    ("quantile", "value"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.51, 3), (0.99, 4), (1.0, 4)]
+)
+def test_a_quantile_is_a_value_that_is_there(quantile: float, value: int) -> None:
+    assert nearest_rank((1, 2, 3, 4), quantile) == value

@@ -10,10 +10,10 @@ its own (an address, an interface) counts as the one rule that it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vipscope.dataplane.naming import service_of
-from vipscope.snapshot import Rule, Verdict
+from vipscope.snapshot import Rule, Ruleset, Verdict
 
 SERVICES_CHAIN = "KUBE-SERVICES"
 SERVICES_MAP = "service-ips"
@@ -22,6 +22,24 @@ MOST_RULES = 2_000_000
 
 Chain = tuple[str, str]
 """(table, chain)."""
+
+
+def depths_by_family(rulesets: Sequence[Ruleset]) -> Mapping[str, tuple[int, ...]]:
+    """Depths of the Services by address family; none of a family of which they are not known.
+
+    Where both backends have Services, one holds leftovers, and which of them a packet meets first
+    is not known.
+    """
+    by_family = {
+        family: [ruleset.depths[family] for ruleset in rulesets if family in ruleset.depths]
+        for family in sorted({family for ruleset in rulesets for family in ruleset.depths})
+    }
+    return {family: found[0] if len(found) == 1 else () for family, found in by_family.items()}
+
+
+def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
+    """The smallest value that at least `quantile` of all values do not exceed."""
+    return ascending[max(0, math.ceil(quantile * len(ascending)) - 1)]
 
 
 class _TakenError(Exception):
@@ -45,11 +63,6 @@ def service_depths(
     except _TakenError:
         pass
     return tuple(walk.depths)
-
-
-def nearest_rank(ascending: Sequence[int], quantile: float) -> int:
-    """The smallest value that at least `quantile` of all values do not exceed."""
-    return ascending[max(0, math.ceil(quantile * len(ascending)) - 1)]
 
 
 class _Walk:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from vipscope.dataplane.cost import ASSUMED_RULE_COST
+from vipscope.dataplane.depth import depths_by_family, nearest_rank
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.dataplane.naming import KUBE_PROXY
 from vipscope.diagnosis.findings.finding import Finding, Severity, count, names, span
@@ -187,13 +188,8 @@ def _beyond_intent(said: KubeProxy | None, rulesets: Iterable[Ruleset]) -> Itera
 
 
 def _deep(snapshot: Snapshot) -> Iterator[Finding]:
-    """Only where one backend alone takes a family's packets: else which comes first is unknown."""
-    rulesets = _rulesets(snapshot)
-    for family in sorted({family for each in rulesets for family in each.depths}):
-        found = [each.depths[family] for each in rulesets if family in each.depths]
-        if len(found) != 1 or not found[0]:
-            continue
-        middle = found[0][len(found[0]) // 2]
+    for family, depths in depths_by_family(_rulesets(snapshot)).items():
+        middle = nearest_rank(depths, 0.5) if depths else 0
         if middle < DEEP:
             continue
         cost = middle * ASSUMED_RULE_COST * 1e3
@@ -208,7 +204,7 @@ def _deep(snapshot: Snapshot) -> Iterator[Finding]:
                     f"at {ASSUMED_RULE_COST * 1e9:.0f} ns a rule"
                 ),
                 "packets of established connections pay nothing",
-                f"deepest of {len(found[0])} Service ports: {found[0][-1]} rules",
+                f"deepest of {len(depths)} Service ports: {depths[-1]} rules",
             ),
             "mode nftables looks Services up in a map; so large a ruleset also makes kube-proxy's "
             "writes slow, which hurts more than the walk",
