@@ -29,8 +29,10 @@ def test_fails_as_expected():
 
 def outcome(tmp_path: Path, text: str, ci: str) -> str:
     (tmp_path / "test_it.py").write_text(text)
+    # Not cloudcoil's plugin, which pyproject.toml switches off too.
+    plugins = ("-p", "no:cloudcoil", "-p", "tests.conftest")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-q", str(tmp_path)],
+        [sys.executable, "-m", "pytest", *plugins, "-q", str(tmp_path)],
         env={**os.environ, "CI": ci, "PYTHONPATH": f"{ROOT / 'exporter'}:{ROOT}"},
         cwd=tmp_path,
         capture_output=True,

@@ -564,4 +564,4 @@ def test_only_a_read_of_the_cluster_imports_what_it_needs() -> None:
     )
     modules = json.loads(done.stdout)
     assert "vipscope.collectors.cluster" in modules
-    assert not {"kubernetes", "vipscope.kube.overview", "vipscope.kube.client"} & set(modules)
+    assert not {"kubernetes", "vipscope.kube.overview", "vipscope.kube.proxied"} & set(modules)
