@@ -17,7 +17,7 @@ _SCOPES = {
     "cluster": "by source, over the cluster",
 }
 
-_BUCKETS = {"edge": EDGE_BUCKETS} | {
+BUCKETS = {"edge": EDGE_BUCKETS} | {
     level: series(
         f"{level}:vipscope_latency_seconds_bucket:rate5m",
         f"Requests per second that took at most `le` seconds, {_SCOPES[level]}.",
@@ -25,6 +25,7 @@ _BUCKETS = {"edge": EDGE_BUCKETS} | {
     )
     for level in ("node", "cluster")
 }
+"""Level -> request rates by bucket."""
 LATENCY = {
     (level, percentile): series(
         f"{level}:vipscope_latency_seconds:p{percentile}",
@@ -47,7 +48,7 @@ P99 = {level: LATENCY[level, 99] for level in _LEVELS}
 
 
 def _level(level: str) -> list[Record]:
-    source = _BUCKETS[level]
+    source = BUCKETS[level]
     quantiles = [
         Record(
             LATENCY[level, percentile],
@@ -60,7 +61,7 @@ def _level(level: str) -> list[Record]:
 
 
 def _sum(level: str, selector: str) -> Record:
-    return Record(_BUCKETS[level], f"sum {by(*_LEVELS[level], 'le')} ({selector})")
+    return Record(BUCKETS[level], f"sum {by(*_LEVELS[level], 'le')} ({selector})")
 
 
 def groups() -> list[Group]:

@@ -12,6 +12,7 @@ from alerts import (
     association,
     attribution,
     causes,
+    fleet,
     growth,
     latency,
     links,
@@ -38,6 +39,7 @@ def groups(settings: Settings) -> Mapping[str, list[Group]]:
         "association": association.groups(settings),
         "attribution": attribution.groups(settings),
         "slo": slo.groups(settings),
+        "fleet": fleet.groups(settings),
         "causes": causes.groups(settings),
     }
 

@@ -29,6 +29,8 @@ class Settings:
     """Where RUNBOOKS.md is served; each alert's link is an anchor in it."""
     dashboards: str = "https://grafana.example.com"
     """Root address of Grafana."""
+    datasource: str = "prometheus"
+    """uid of Grafana's data source, for the alerts that Grafana itself evaluates."""
     hasten: float = 1.0
     """Divides every window and every time that an alert waits, for a rehearsal in seconds of what
     takes hours. Thresholds are not touched."""
