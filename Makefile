@@ -26,7 +26,7 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-generate: $(VENV)/run.stamp
+generate: $(VENV)/generate.stamp
 	$(BIN)/python -m tools.generate
 
 bench: $(VENV)/test.stamp
@@ -40,7 +40,7 @@ screenshots: $(VENV)/test.stamp
 
 # Renews the pinned requirements, from pyproject.toml and requirements/*.in.
 lock: $(VENV)/lock/bin/pip-compile
-	for name in run build test lint; do \
+	for name in run build generate test lint; do \
 	  source=requirements/$$name.in; test $$name != run || source=pyproject.toml; \
 	  CUSTOM_COMPILE_COMMAND="make lock" $< --quiet --upgrade --generate-hashes --strip-extras \
 	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
@@ -49,7 +49,7 @@ lock: $(VENV)/lock/bin/pip-compile
 
 clean:
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	find exporter tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find alerts dashboards exporter tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp: tools/setup
 	@tools/setup venv $(VENV)

@@ -3,7 +3,8 @@
 exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
 excerpts of /metrics and of what the other commands print from golden files, which are what vipscope
 says of a captured node.
-Rules, alerts and examples are rendered as `python -m alerts` does; see `chart` for helm/vipscope.
+Rules, alerts, examples and dashboards are rendered as `python -m alerts` and `python -m dashboards`
+do; see `chart` for helm/vipscope.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 
 import alerts.__main__ as rules
+import dashboards.__main__ as dashboards
 from alerts.settings import Settings as RuleSettings
 from tools import chart
 from vipscope import settings
@@ -131,7 +133,8 @@ def main() -> None:
     """Write all generated files."""
     METRICS.write_text(metrics_page())
     README.write_text(readme())
-    rules.write(RuleSettings())
+    rules.COMMAND.write(RuleSettings())
+    dashboards.COMMAND.write(RuleSettings())
     chart.write()
 
 

@@ -6,28 +6,26 @@ import itertools
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from alerts import render
-from alerts.__main__ import HERE, main, parse, write
+from alerts.__main__ import COMMAND
 from alerts.rule import NODE, Alert, Record
 from alerts.settings import DAY, Settings, duration
 from tests.rules import promtool
-from vipscope.metrics import CATALOGUE, Metric
+from tests.rules.names import NAME, metric_named, ours
 
+HERE = COMMAND.here
 SETTINGS = Settings()
 FILES = render.files(SETTINGS)
 RULES = [
     rule for group in itertools.chain(*render.groups(SETTINGS).values()) for rule in group.rules
 ]
 RECORDED = render.recorded(SETTINGS)
-KNOWN: dict[str, Metric] = {metric.name: metric for metric in CATALOGUE} | dict(RECORDED)
 
-NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 GENERATED = ("le", *NODE)
 """Labels that a metric has without declaring them."""
 
@@ -66,17 +64,6 @@ def test_promtool_takes_the_example_of_a_prometheus_configuration() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert f"SUCCESS: {len(render.groups(SETTINGS))} rule files found" in done.stdout
-
-
-def metric_named(name: str) -> Metric | None:
-    return KNOWN.get(name) or KNOWN.get(re.sub("_(bucket|sum|count)$", "", name))
-
-
-def ours(text: str) -> Iterator[str]:
-    """The tokens of the text that look like a series of this project."""
-    for name in re.findall(NAME, text):
-        if name.startswith(("vipscope_", "slo:", "sloth_slo_info")) or ":vipscope_" in name:
-            yield name
 
 
 @each_rule
@@ -137,12 +124,12 @@ def test_no_series_is_recorded_twice() -> None:
 def test_a_file_that_is_no_longer_made_is_removed(tmp_path: Path) -> None:
     (tmp_path / "rendered").mkdir()
     (tmp_path / "rendered/gone.yaml").touch()
-    write(SETTINGS, tmp_path)
+    COMMAND.write(SETTINGS, tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")} == FILES.keys()
 
 
 def test_every_setting_is_a_flag() -> None:
-    settings, directory = parse(
+    settings, directory = COMMAND.parse(
         [
             "--sources",
             "istio,probe",
@@ -156,7 +143,7 @@ def test_every_setting_is_a_flag() -> None:
     )
     assert settings == Settings(sources=("istio", "probe"), objective=0.999, many_rules=7)
     assert directory == Path("x")
-    assert parse([]) == (SETTINGS, HERE)
+    assert COMMAND.parse([]) == (SETTINGS, HERE)
 
 
 def test_what_is_wrong_with_the_settings_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +151,7 @@ def test_what_is_wrong_with_the_settings_is_said_in_a_line(monkeypatch: pytest.M
     with pytest.raises(
         SystemExit, match=r"^python -m alerts: threshold 0\.03 s is no bucket bound"
     ):
-        main()
+        COMMAND.main()
 
 
 def test_every_window_and_waiting_time_is_hastened_and_nothing_else() -> None:

@@ -1,0 +1,20 @@
+"""All files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from alerts.settings import Settings
+from dashboards import boards
+from dashboards.grafana import alerting, board
+
+PROVISIONING = "provisioning/alerting/vipscope.yaml"
+
+
+def files(settings: Settings) -> Mapping[str, str]:
+    """Path below dashboards/ -> text: the dashboards, and the alerts for Grafana to evaluate."""
+    return {
+        **{f"rendered/{name}.json": board.to_json(make(settings))
+           for name, make in boards.ALL.items()},
+        PROVISIONING: alerting.to_yaml(settings),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The dashboards: their JSON, and real data behind every panel."""
