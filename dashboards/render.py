@@ -13,8 +13,6 @@ PROVISIONING = "provisioning/alerting/vipscope.yaml"
 
 def files(settings: Settings) -> Mapping[str, str]:
     """Path below dashboards/ -> text: the dashboards, and the alerts for Grafana to evaluate."""
-    return {
-        **{f"rendered/{name}.json": board.to_json(make(settings))
-           for name, make in boards.ALL.items()},
-        PROVISIONING: alerting.to_yaml(settings),
-    }  # fmt: skip
+    made = [make(settings) for make in boards.ALL]
+    rendered = {f"rendered/{each.uid}.json": board.to_json(each) for each in made}
+    return {**rendered, PROVISIONING: alerting.to_yaml(settings)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from alerts.settings import Settings
 from dashboards.boards import (
@@ -17,14 +17,14 @@ from dashboards.boards import (
 )
 from dashboards.panels import Board
 
-ALL: Mapping[str, Callable[[Settings], Board]] = {
-    "fleet": fleet.board,
-    "latency": latency.board,
-    "node": node.board,
-    "service": service.board,
-    "endpointslices": endpointslices.board,
-    "ipvs-conntrack": ipvs_conntrack.board,
-    "migration": migration.board,
-    "exporter": exporter.board,
-}
-"""File name, without its ending -> the dashboard, in the order in which one looks at them."""
+ALL: tuple[Callable[[Settings], Board], ...] = (
+    fleet.board,
+    latency.board,
+    node.board,
+    service.board,
+    endpointslices.board,
+    ipvs_conntrack.board,
+    migration.board,
+    exporter.board,
+)
+"""In the order in which one looks at them."""

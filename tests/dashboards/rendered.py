@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from alerts.settings import Settings
-from dashboards import boards, render
+from dashboards import render
 
 SETTINGS = Settings()
 FILES = render.files(SETTINGS)
 BOARDS: Mapping[str, dict[str, Any]] = {
-    name: json.loads(FILES[f"rendered/{name}.json"]) for name in boards.ALL
+    Path(path).stem: json.loads(text) for path, text in FILES.items() if path.endswith(".json")
 }
+"""uid -> the dashboard."""
 
 _VALUE = re.compile(r"Value( #[A-Z])?")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from alerts import links
 from alerts import render as rules
 from tests.dashboards import history, store
 from tests.dashboards.rendered import BOARDS, FILES, SETTINGS, Asked, asked
@@ -28,8 +29,8 @@ SECONDS = 1.0
 """In which Prometheus must answer."""
 
 NODE_OF = {
-    "ipvs-conntrack": history.name(history.IPVS),
-    "migration": history.name(history.LEFTOVER),
+    links.IPVS_CONNTRACK: history.name(history.IPVS),
+    links.MIGRATION: history.name(history.LEFTOVER),
 }
 """The node that is chosen; elsewhere one that drifts."""
 
@@ -141,7 +142,7 @@ def test_every_variable_has_values(prometheus: Store) -> None:
     assert {history.SERVICE, "checkout", "search"} <= values["service"]
 
 
-def _value(prometheus: Store, title: str, board: str = "fleet") -> float:
+def _value(prometheus: Store, title: str, board: str = links.FLEET) -> float:
     """What the panel shows now."""
     (query,) = (each for each in asked(board) if each.panel.startswith(title))
     ((_, ((_, value),)),) = prometheus.instant(filled_in(query.expr, board))
@@ -175,4 +176,4 @@ def test_a_migration_shows_its_modes_and_what_was_left_behind(prometheus: Store)
     leftovers = NODES // history.GROUP
     tenth = NODES // 10
     assert modes == {"iptables": 7 * tenth + leftovers, "nftables": 2 * tenth, "ipvs": tenth}
-    assert _value(prometheus, "Leftovers", "migration") == leftovers
+    assert _value(prometheus, "Leftovers", links.MIGRATION) == leftovers

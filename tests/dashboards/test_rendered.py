@@ -51,7 +51,7 @@ def test_every_link_of_an_alert_leads_to_a_dashboard() -> None:
         links.FLEET, links.LATENCY, links.NODE, links.SERVICE, links.SLICES, links.IPVS_CONNTRACK,
         links.MIGRATION, links.EXPORTER,
     }  # fmt: skip
-    assert {board["uid"] for board in BOARDS.values()} == uids
+    assert {board["uid"] for board in BOARDS.values()} == uids == BOARDS.keys()
 
 
 @each_board
@@ -272,6 +272,6 @@ def test_no_text_of_a_rule_has_what_grafana_would_take_for_its_environment() -> 
 
 def test_the_objective_is_drawn_where_it_was_set(tmp_path: Path) -> None:
     COMMAND.write(Settings(threshold=0.1, datasource="mimir"), tmp_path)
-    fleet = (tmp_path / "rendered/fleet.json").read_text()
+    fleet = (tmp_path / f"rendered/{links.FLEET}.json").read_text()
     assert "Clients wait too long when p99 is above 100 ms" in fleet
     assert "datasourceUid: mimir" in (tmp_path / PROVISIONING).read_text()
