@@ -29,6 +29,7 @@ from dashboards.queries import (
     summed,
     to,
 )
+from vipscope import metrics as m
 
 
 def board(settings: Settings) -> Board:
@@ -70,16 +71,16 @@ def board(settings: Settings) -> Board:
                     stat(
                         "Nodes drift: their kernels hold something else than the API wants",
                         "Share of the nodes whose rules differ from Services and EndpointSlices for"
-                        " longer than the grace period.",
+                        " longer than the grace period. A table below names them.",
                         drift, "of the nodes",
                         unit="percentunit", steps=high_is_bad(0.001, 0.05),
-                        link=to("Node", links.NODE),
                     ),
                     stat(
                         "Nodes are cut off: no Service is reached from them",
-                        "Nodes on which what leads packets to the Services' rules is missing.",
+                        "Nodes on which what leads packets to the Services' rules is missing. A"
+                        " table below names them.",
                         summed(pick(fleet.FAULTS, HERE), how="max"), "nodes",
-                        steps=NONE_IS_GOOD, link=to("Node", links.NODE),
+                        steps=NONE_IS_GOOD,
                     ),
                     stat(
                         "Nodes are not seen: what is below is without them",
@@ -152,6 +153,24 @@ def board(settings: Settings) -> Board:
             Row(
                 "Drift and Services",
                 (
+                    table(
+                        "Open these nodes: they drift, the longest first",
+                        "How long a node's kernel has differed from the API.",
+                        ("node",),
+                        Column("for", f"{most(pick(m.DRIFT_OLDEST, HERE))} > 0", "s",
+                               high_is_bad(settings.drift_age, settings.drift_age_critical)),
+                        link=to("Node", links.NODE, "node"),
+                    ),
+                    table(
+                        "Open these nodes first: no Service is reached from them",
+                        "empty: the kernel holds none of kube-proxy's ways in. prerouting: packets"
+                        " of pods and from outside never reach them. output: nor those of the node."
+                        " node_ports: nor those for node ports.",
+                        ("node", "fault"),
+                        Column("cut off", f"{most(pick(m.DRIFT_FAULT, HERE))} > 0",
+                               steps=NONE_IS_GOOD),
+                        link=to("Node", links.NODE, "node"),
+                    ),
                     timeseries(
                         "Service ports that drift: anything above 0 is refused or misrouted",
                         "Service ports that kernels lack (missing) or hold in excess (orphaned),"

@@ -55,7 +55,7 @@ STORM = END - HOUR // 2
 
 GROUP = 50
 """Nodes of which each has its part; they repeat."""
-DRIFTING, FAILING, LEFTOVER, IPVS = 7, 9, 3, 6
+DRIFTING, FAILING, LEFTOVER, CUT_OFF, IPVS = 7, 9, 3, 12, 6
 """Parts, modulo GROUP, but IPVS modulo 10."""
 
 
@@ -301,6 +301,7 @@ class _Node:
         wrong = Disagreement(
             "stale_endpoints", NAMESPACE, SERVICE, "http", "", age, ("10.1.2.3:80",)
         )
+        faults = {"output": 300.0} if self.part == CUT_OFF else {}
         counted = "iptables" in modes
         spread = (self.programmed.histogram(), self.heard.histogram())
         since_change, since_event = spread if "ipvs" not in modes else (None, None)
@@ -311,7 +312,7 @@ class _Node:
         }
         uneven = {(NAMESPACE, SERVICE, "http"): 1 + _wave(now, self.number)}
         return Drift(
-            mode=min(modes), backend="nft", zone=f"zone-{self.number % 3}", faults={},
+            mode=min(modes), backend="nft", zone=f"zone-{self.number % 3}", faults=faults,
             services={"missing": int(drifts), "orphaned": 0},
             endpoints={"missing": 0, "stale": int(3 * age / HOUR) + int(drifts)},
             oldest=age, named=(wrong,) if drifts else (), unroutable=(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Asked:
     kind: str
     expr: str
     instant: bool
-    labels: Sequence[str]
+    labels: tuple[str, ...]
     """Those that the legend or the table shows."""
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ def asked(board: str) -> list[Asked]:
             panel["type"],
             target["expr"],
             target["instant"],
-            [*re.findall(r"{{\s*(\w+)\s*}}", target["legendFormat"]), *_shown(panel)],
+            (*re.findall(r"{{\s*(\w+)\s*}}", target["legendFormat"]), *_shown(panel)),
         )
         for panel in panels(board)
         for target in panel.get("targets", ())
