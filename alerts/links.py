@@ -16,12 +16,15 @@ MIGRATION = "vipscope-migration"
 EXPORTER = "vipscope-exporter"
 """uids of the dashboards."""
 
+VARIABLES = (*NODE_LABELS, "latency_source", "namespace", "service")
+"""Labels of alerts that choose what a dashboard shows: its variables have the same names."""
+
 
 def annotated(alert: Alert, settings: Settings) -> dict[str, str]:
     """What an alert says, with the links that it gets by its name and dashboard."""
     where = "".join(
         f"{{{{ with $labels.{label} }}}}&var-{label}={{{{ . | urlquery }}}}{{{{ end }}}}"
-        for label in NODE_LABELS
+        for label in VARIABLES
     )
     return {
         "summary": alert.summary,

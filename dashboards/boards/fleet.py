@@ -99,7 +99,7 @@ def board(settings: Settings) -> Board:
                         "Alerts by cause: the longest bar first",
                         "Alerts that fire now, by what is wrong.",
                         most(firing("cause", "severity")), "{{cause}}, {{severity}}",
-                        steps=FEW_ARE_BAD, link=to("Node", links.NODE),
+                        steps=FEW_ARE_BAD,
                     ),
                     bars(
                         "What goes with the latency: the top causes now",

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from alerts import render
+from alerts import links, render
 from alerts.settings import Settings
 from vipscope.metrics import Metric
 
@@ -179,7 +179,7 @@ def _test(title: str, series: Input, **tests: object) -> dict[str, Any]:
 
 def _links(alert: str, labels: Mapping[str, str]) -> dict[str, str]:
     runbook = f"{SETTINGS.runbooks}#{alert.lower()}"
-    where = "".join(f"&var-{each}={labels[each]}" for each in SCRAPED if each in labels)
+    where = "".join(f"&var-{each}={labels[each]}" for each in links.VARIABLES if each in labels)
     board = DASHBOARDS.get(alert, "node")
     return {
         "runbook_url": runbook,
