@@ -37,8 +37,14 @@ def board(settings: Settings) -> Board:
     limit = settings.threshold
     p99_steps = high_is_bad(limit / 2, limit)
     uneven = high_is_bad(2, 4)
-    unroutable = pick(fleet.SERVICE_UNROUTABLE, THIS_SERVICE)
-    drift = pick(fleet.SERVICE_DRIFT, THIS_SERVICE)
+    # 0 only where somebody looks.
+    unroutable = (
+        f"count({pick(fleet.SERVICE_UNROUTABLE, THIS_SERVICE)})"
+        f" or sum({pick(fleet.UNROUTABLE, HERE)}) * 0"
+    )
+    drift = (
+        f"max({pick(fleet.SERVICE_DRIFT, THIS_SERVICE)}) or sum({pick(fleet.DRIFTING, HERE)}) * 0"
+    )
     return Board(
         links.SERVICE,
         "Service",
@@ -52,25 +58,26 @@ def board(settings: Settings) -> Board:
                     stat(
                         "Ports that route to nobody: their clients are refused",
                         "Ports of this Service without an endpoint to send to. The table says why.",
-                        f"count({unroutable}) or vector(0)", "ports", steps=NONE_IS_GOOD, width=6,
+                        unroutable, "ports", steps=NONE_IS_GOOD, width=6,
                     ),
                     stat(
                         "Nodes whose kernel differs from the API for it",
-                        "On the port on which most do.",
-                        f"max({drift}) or vector(0)", "nodes", steps=NONE_IS_GOOD, width=6,
+                        "On the port on which most do. Of a node that drifts much only the oldest"
+                        " are known by name.",
+                        drift, "nodes", steps=NONE_IS_GOOD, width=6,
                     ),
                     stat(
                         "New connections: 0 may be a Service that nobody reaches",
-                        "Per second, by the rules' own packet counters; only of the busiest"
-                        " Services and in mode iptables.",
-                        f"sum({pick(fleet.CONNECTIONS, THIS_SERVICE)}) or vector(0)", "new",
+                        "Per second, by the rules' own packet counters. No data: not one of the"
+                        " busiest Services, or not mode iptables.",
+                        f"sum({pick(fleet.CONNECTIONS, THIS_SERVICE)})", "new",
                         unit="cps", width=6,
                     ),
                     stat(
                         "Imbalance: far above 1, one backend has the work of several",
                         "The busiest backend's new connections over the mean, on the node where"
                         " that is worst.",
-                        f"max({pick(fleet.IMBALANCE, THIS_SERVICE)}) or vector(1)", "busiest",
+                        f"max({pick(fleet.IMBALANCE, THIS_SERVICE)})", "busiest",
                         unit="none", steps=uneven, width=6,
                     ),
                     table(
