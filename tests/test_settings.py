@@ -141,6 +141,10 @@ def test_listen_addresses_repeat_and_the_variable_takes_a_list() -> None:
             ProbeTarget("dns", "dns", Address("fd00::a", 53), (Address("fd00::1", 53),), "a.b"),
         ),
         (
+            "node=tcp://[fd00::a]:9908,direct=fd00::1:9908",
+            ProbeTarget("node", "tcp", Address("fd00::a", 9908), (Address("fd00::1", 9908),), ""),
+        ),
+        (
             "dns=dns://10.96.0.10:53,direct=10.0.0.1:53",
             ProbeTarget(
                 "dns", "dns", Address("10.96.0.10", 53), (Address("10.0.0.1", 53),),

@@ -197,8 +197,12 @@ def parse_probe_target(text: str) -> ProbeTarget:
 
 
 def _parse_numeric(text: str) -> Address:
-    """An IP address and a port above 0."""
-    address = parse_address(text)
+    """An IP address and a port above 0; an IPv6 address may come without its brackets.
+
+    As a pod's own address does, behind which a manifest can only write the port.
+    """
+    host, _, port = text.rpartition(":")
+    address = parse_address(f"[{host}]:{port}" if ":" in host and host[0] != "[" else text)
     try:
         ipaddress.ip_address(address.host)
     except ValueError:

@@ -539,6 +539,11 @@ def times_in_ipvs(directory: Path) -> dict[str, tuple[float, Drift]]:
                 record = await running.within(names[lost], 20)
                 found[lost] = (time.monotonic() - began, record)
                 await running.mended()
+            lacking, _ = _without_its_first_endpoint(_slice())
+            began = time.monotonic()
+            running.server.push("endpointslices", "MODIFIED", lacking)
+            record = await running.within(lambda record: record.endpoints["stale"], 20)
+            found["gone from the API"] = (time.monotonic() - began, record)
 
     for address in NODE_ADDRESSES:
         _run(f"ip address add {address} dev lo")
@@ -554,7 +559,7 @@ def test_what_is_lost_in_mode_ipvs_is_named_within_the_grace_period_and_three_se
     tmp_path: Path,
 ) -> None:
     found = uml.call(times_in_ipvs, tmp_path, kube_ipvs0=True, timeout=110)
-    assert found.keys() == LOST.keys()
+    assert found.keys() == {*LOST, "gone from the API"}
     for seconds, record in found.values():
         assert record.mode == "ipvs"
         assert GRACE < seconds < LIMIT

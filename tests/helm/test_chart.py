@@ -47,9 +47,6 @@ UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
 OLDEST, NEWEST = "1.26", "1.37"
 """Versions of Kubernetes whose types are checked: that of the chart's kubeVersion, and the last."""
 
-SERVICE_LINKS = {"VIPSCOPE_NODE_PORT_9909_TCP": "tcp://10.96.0.30:9909", "HOST_IP": "10.0.0.1"}
-"""What the kubelet expands in arguments besides."""
-
 every = pytest.mark.parametrize("name", MATRIX)
 
 
@@ -190,7 +187,7 @@ def test_the_command_takes_the_arguments(name: str) -> None:
         if part == "test":
             continue
         (container,) = spec["containers"]
-        arguments = [expand(each, SERVICE_LINKS) for each in container["args"]]
+        arguments = [expand(each, _expanded(MATRIX[name])) for each in container["args"]]
         variables = {each["name"]: each.get("value", "node1") for each in container["env"]}
         read = settings.load(arguments, variables)
         assert read.role == part
@@ -204,6 +201,21 @@ def test_the_command_takes_the_arguments(name: str) -> None:
             ]
         if name == "extra":
             assert (read.cpu_budget, read.drift_grace) == (0.01, 20)
+
+
+def _expanded(values: Values) -> dict[str, str]:
+    """What the kubelet knows when it expands arguments: the links of Services, the node's address.
+
+    An IPv6 address, which comes without brackets.
+    """
+    return {"HOST_IP": "fd00::1"} | {
+        f"{each['metadata']['name'].replace('-', '_').upper()}_PORT_{port['port']}_TCP": (
+            f"tcp://10.96.0.30:{port['port']}"
+        )
+        for each in render(values)
+        if each["kind"] == "Service" and each["spec"].get("clusterIP") != "None"
+        for port in each["spec"]["ports"]
+    }
 
 
 def _lease(name: str) -> str:
