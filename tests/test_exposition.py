@@ -9,7 +9,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from prometheus_client.samples import Sample
 from tests.kube.mirror import kubeconfig
 from tests.lab.apiserver import ApiServer, Object, captured
 from tests.lab.namespace import Namespace, requirements
+from tests.lab.node import furnish, knock
 from tests.stubs import RECORD, Stub, stub, until
 from vipscope import metrics as m
 from vipscope.budget import Budget
@@ -392,7 +392,7 @@ async def _drifting(directory: Path) -> dict[str, str]:
 
             await until(lambda: shows("orphaned"))
             while not ((found := drift()) and found.imbalance):
-                await asyncio.to_thread(_connect, "10.101.49.221", 50)
+                await asyncio.to_thread(knock, "10.101.49.221", 50)
                 await asyncio.sleep(0.2)
             await asyncio.to_thread(_run, "nft flush chain ip nat PREROUTING", "")
             await until(lambda: (found := drift()) is not None and "prerouting" in found.faults)
@@ -400,24 +400,11 @@ async def _drifting(directory: Path) -> dict[str, str]:
         return await _answers(settings, collectors, budget, change)
 
 
-def _connect(address: str, times: int) -> None:
-    """Ask for so many connections; where they lead nobody answers."""
-    for _ in range(times):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-            client.setblocking(False)
-            client.connect_ex((address, 80))
-
-
 @pytest.mark.skipif(bool(requirements()), reason="; ".join(requirements()))
 def test_metrics_of_a_node_that_drifts_are_those_of_its_golden_files(tmp_path: Path) -> None:
     with Namespace() as namespace:
         _load_iptables(namespace)
-        # Somewhere to go: otherwise packets stop before they pass any rule.
-        namespace.run(*["ip", "link", "add", "out", "type", "veth", "peer", "name", "in"])
-        namespace.run(*["ip", "link", "set", "in", "up"])
-        namespace.run(*["ip", "link", "set", "out", "up"])
-        namespace.run(*["ip", "address", "add", "192.0.2.1/24", "dev", "out"])
-        namespace.run(*["ip", "route", "add", "default", "dev", "out"])
+        furnish(namespace)
         with mock.patch.object(nftables, "LEAST_SECONDS", 0.1):
             exposed = namespace.call(lambda: asyncio.run(_drifting(tmp_path)))
     _compare("drift", exposed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,6 +22,7 @@ from tests.lab import uml
 from tests.lab.apiserver import ApiServer, Object
 from tests.lab.apiserver import captured as objects
 from tests.lab.namespace import Namespace, requirements
+from tests.lab.node import furnish, knock
 from vipscope.budget import Budget
 from vipscope.collectors import nftables as nftables_collector
 from vipscope.collectors import xtables as xtables_collector
@@ -196,8 +196,9 @@ async def site(kernel: Kernel, directory: Path, **settings: Any) -> AsyncIterato
 
 
 def in_namespace(test: Callable[[], Awaitable[None]]) -> None:
-    """Run it in a network namespace of its own."""
+    """Run it in a network namespace of its own, which has a way out."""
     with Namespace() as namespace:
+        furnish(namespace)
         namespace.call(lambda: asyncio.run(test()))  # type: ignore[arg-type]
 
 
@@ -568,14 +569,6 @@ def test_what_is_lost_in_mode_ipvs_is_named_within_the_grace_period_and_three_se
 # --- what the rules count -------------------------------------------------------------------------
 
 
-def _connect(address: str, times: int) -> None:
-    """Ask for so many connections; where they lead nobody answers."""
-    for _ in range(times):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-            client.setblocking(False)
-            client.connect_ex((address, 80))
-
-
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_new_connections_are_those_that_the_rules_have_counted(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -591,9 +584,6 @@ def test_new_connections_are_those_that_the_rules_have_counted(
 
     async def test() -> None:
         async with site(KERNELS[f"iptables, {backend}"](), tmp_path) as running:
-            # Somewhere to go: otherwise the packets stop before they pass any rule.
-            _run("ip link add out type veth peer name in; ip link set in up; ip link set out up")
-            _run("ip address add 192.0.2.1/24 dev out; ip route add default dev out")
 
             async def shows(connections: int) -> Drift:
                 return await running.within(
@@ -602,13 +592,13 @@ def test_new_connections_are_those_that_the_rules_have_counted(
 
             await asyncio.sleep(3)
             address = port("node1").cluster_ip
-            await asyncio.to_thread(_connect, address, 200)
+            await asyncio.to_thread(knock, address, 200)
             first = counted_by_the_kernel(address)
             assert first > 100
             record = await shows(first)
             assert sum((record.new_connections or {}).values()) == first
             await asyncio.sleep(3)  # its backends are watched from now on
-            await asyncio.to_thread(_connect, address, 200)
+            await asyncio.to_thread(knock, address, 200)
             second = counted_by_the_kernel(address)
             await shows(second)
             record = await running.within(lambda record: record.imbalance, 20)
@@ -617,7 +607,7 @@ def test_new_connections_are_those_that_the_rules_have_counted(
             # Written anew, the counters begin at nothing; what was counted stays.
             await running.restore()
             await asyncio.sleep(3)
-            await asyncio.to_thread(_connect, address, 7)
+            await asyncio.to_thread(knock, address, 7)
             await shows(second + counted_by_the_kernel(address))
 
     in_namespace(test)

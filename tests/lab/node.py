@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from tests.lab.namespace import Family, Namespace
 
 POD: dict[Family, str] = {"ipv4": "10.64.0.1", "ipv6": "fd00:10:64::1"}
@@ -24,3 +26,11 @@ def furnish(namespace: Namespace) -> None:
     """Give the namespace a way out, by which a VIP goes that no rule translates, and a pod."""
     for line in _COMMANDS.splitlines():
         namespace.run("ip", *line.split())
+
+
+def knock(address: str, times: int) -> None:
+    """Ask port 80 of a furnished node's address for connections, and wait for none of them."""
+    for _ in range(times):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            client.connect_ex((address, 80))

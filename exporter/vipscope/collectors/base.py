@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import os
 from typing import ClassVar
 
 from vipscope.budget import Budget
 from vipscope.settings import Settings
-from vipscope.snapshot import Record
+from vipscope.snapshot import AbsentError, Record
 from vipscope.sources import Sources
 from vipscope.worker import Worker
 
@@ -43,6 +44,11 @@ class Collector(abc.ABC):
     @abc.abstractmethod
     async def read(self) -> Record:
         """Read the node. Raises ReadError subclasses, or anything: then the outcome is failed."""
+
+    def require_api(self) -> None:
+        """Raise AbsentError where no API server is known: neither a pod's nor a kubeconfig's."""
+        if self.settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
+            raise AbsentError("not in a cluster, and no --kubeconfig is given")
 
     async def due(self) -> None:
         """Return when the next read is worth its cost: after the interval, or on a change."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import platform
 import uuid
 from typing import TYPE_CHECKING, NoReturn
@@ -105,8 +104,7 @@ class ClusterCollector(Collector):
         await super().close()
 
     def _start(self) -> Overview:
-        if self.settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
-            raise AbsentError("not in a cluster, and no --kubeconfig is given")
+        self.require_api()
         # Only here: importing it takes memory that no other role should pay for.
         from vipscope.kube.overview import Overview
         from vipscope.kube.resolver import Resolver

@@ -7,7 +7,6 @@ of its own. Both tell what changed, and only that is compared again.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -143,8 +142,7 @@ class DriftCollector(Collector):
         await super().close()
 
     def _start(self) -> Proxied:
-        if self.settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
-            raise AbsentError("not in a cluster, and no --kubeconfig is given")
+        self.require_api()
         # Only here: importing it takes memory that a node without an API need not pay for.
         from vipscope.kube.proxied import Proxied
 

@@ -167,11 +167,18 @@ class IpvsCollector(Collector):
             services = ipvs.ipv4_services()
             if before == services and is_whole(servers, services):
                 tell_families(servers, services)
-                held_of = self._keep(text) if self.sources.wanted else None
-                return _sum(servers, services, read_at, read_at_monotonic, held_of)
+                # Addresses after the table: kube-proxy binds that of a new server after making it.
+                dummy = links.index(DUMMY_DEVICE)
+                addresses = links.addresses() if dummy or self.sources.wanted else frozenset()
+                bound = {packed for _, packed in addresses} if dummy else None
+                own = node_addresses(addresses, dummy)
+                held_of = self._keep(text, own) if self.sources.wanted else None
+                return _sum(servers, services, read_at, read_at_monotonic, bound, held_of)
         return None
 
-    def _keep(self, text: bytes) -> Mapping[Family, frozenset[str]]:
+    def _keep(
+        self, text: bytes, own: Mapping[Family, frozenset[str]]
+    ) -> Mapping[Family, frozenset[str]]:
         """Keep kube-proxy's program, for the comparison with the API.
 
         Returns the addresses on which it programs node ports: those of the node's own that have
@@ -181,7 +188,6 @@ class IpvsCollector(Collector):
         with self.sources.lock:
             for family, servers in found.items():
                 self._held["ipvs", family].put_servers(servers)
-        own = node_addresses(links.addresses(), links.index(DUMMY_DEVICE))
         return {
             family: own[family] & {entry.address for entry in servers}
             for family, servers in found.items()
@@ -223,6 +229,7 @@ def _sum(
     services: int | None,
     read_at: float,
     read_at_monotonic: float,
+    bound: Set[bytes] | None,
     held_of: Mapping[Family, frozenset[str]] | None,
 ) -> Table:
     virtual: Counter[tuple[str, str, str]] = Counter()
@@ -234,24 +241,18 @@ def _sum(
         empty[kind] += not (each.active or each.drained)
         real[*kind, "active"] += each.active
         real[*kind, "drained"] += each.drained
-    # Addresses after the table: kube-proxy binds that of a new virtual server after making it.
-    has_device = links.index(DUMMY_DEVICE) > 0
     return Table(
         virtual_servers=dict(virtual),
         empty_virtual_servers=dict(empty),
         real_servers=dict(real),
         active_connections=sum(each.active_connections for each in servers),
         inactive_connections=sum(each.inactive_connections for each in servers),
-        unbound_addresses=count_unbound(servers, _bound()) if has_device else None,
+        unbound_addresses=None if bound is None else count_unbound(servers, bound),
         services=services,
         read_at=read_at,
         read_at_monotonic=read_at_monotonic,
         held_of=held_of,
     )
-
-
-def _bound() -> Set[bytes]:
-    return {packed for _, packed in links.addresses()}
 
 
 def parse_totals(text: bytes) -> Sequence[int]:

@@ -220,26 +220,13 @@ class Table:
 
     def rules(self, chain: str) -> list[Rule]:
         """The rules of a chain in order. Raises BrokenError, ValueError for an unknown chain."""
-        index = self._names.index(chain)
-        at = self._starts[index]
-        rules = []
-        for _ in range(self._rules[index]):
-            end = at + self._step(at)
-            rules.append(self._rule(self._words[at:end].tobytes(), end * 4))
-            at = end
-        return rules
+        return [self._rule(*each) for each in self._entries(self._names.index(chain))]
 
     def proxy_rules(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, list[ProxyRule]]]:
         """(name, where its rules lead) of each chain whose name is wanted. Raises BrokenError."""
         for index, name in enumerate(self._names):
             if wanted(name):
-                at = self._starts[index]
-                rules = []
-                for _ in range(self._rules[index]):
-                    end = at + self._step(at)
-                    rules.append(self._proxy_rule(self._words[at:end].tobytes(), end * 4))
-                    at = end
-                yield name, rules
+                yield name, [self._proxy_rule(*each) for each in self._entries(index)]
 
     def counted_rules(
         self, wanted: Callable[[str], bool]
@@ -248,15 +235,19 @@ class Table:
         at = self._layout.header - _COUNTERS.size
         for index, name in enumerate(self._names):
             if wanted(name):
-                start = self._starts[index]
                 rules = []
-                for _ in range(self._rules[index]):
-                    end = start + self._step(start)
-                    entry = self._words[start:end].tobytes()
+                for entry, end in self._entries(index):
                     packets, _ = _COUNTERS.unpack_from(entry, at)
-                    rules.append(CountedRule(self._proxy_rule(entry, end * 4), 0, packets))
-                    start = end
+                    rules.append(CountedRule(self._proxy_rule(entry, end), 0, packets))
                 yield name, rules
+
+    def _entries(self, index: int) -> Iterator[tuple[bytes, int]]:
+        """Each entry of a chain's rules, and the byte of the table at which it ends."""
+        at = self._starts[index]
+        for _ in range(self._rules[index]):
+            end = at + self._step(at)
+            yield self._words[at:end].tobytes(), end * 4
+            at = end
 
     def _find_base_chains(self) -> tuple[int, int]:
         """Note the base chains; return the position behind them and the number of their entries."""
