@@ -267,6 +267,14 @@ _KUBECONFIG = partial(
 _OUTPUT = partial(
     _setting, "output", "text", one_of("text", "json"), "Form of the report: text or json."
 )
+_CPU_BUDGET = partial(
+    _setting, "cpu-budget", parse=parse_share,
+    text="Percentage of one core that all reads together may cost; past it they become rarer.",
+)  # fmt: skip
+_LOG_LEVEL = partial(
+    _setting, "log.level", parse=one_of("debug", "info", "warning", "error"),
+    text="Least severe messages that are logged.",
+)  # fmt: skip
 _PROCFS = partial(_setting, "path.procfs", "/proc", Path, "Where procfs is mounted.")
 
 
@@ -338,10 +346,7 @@ class Settings:
     )  # fmt: skip
     """Default false: the names are strangers', and on a host's network the answer is not the one
     that pods get from the cluster's DNS."""
-    cpu_budget: float = _setting(
-        "cpu-budget", "2", parse_share,
-        "Percentage of one core that all reads together may cost; past it they become rarer.",
-    )  # fmt: skip
+    cpu_budget: float = _CPU_BUDGET(default="2")
     """A share of one core, from 0 to 1. Default 0.02: a large ruleset then ages by seconds, but no
     node pays more for being watched than it would notice."""
     follow: bool = _setting(
@@ -391,10 +396,7 @@ class Settings:
     )  # fmt: skip
     """Default 10: a SYN that was lost is sent again after 1 s and later. So what loss costs is
     measured as a latency, and not mistaken for a dead target."""
-    log_level: str = _setting(
-        "log.level", "info", one_of("debug", "info", "warning", "error"),
-        "Least severe messages that are logged.",
-    )  # fmt: skip
+    log_level: str = _LOG_LEVEL(default="info")
     """Default info: a line for each change of a collector's outcome, none for a scrape."""
     log_format: str = _setting("log.format", "text", one_of("text", "json"), "Form of a log line.")
     """Default text. Either form keeps one message to one line."""
@@ -482,15 +484,9 @@ class DoctorSettings(Settings):
         "top-services", "1000", parse_top, "Services of each kind of drift that are named."
     )
     """Default 1000: all, for here no series is kept for each."""
-    cpu_budget: float = _setting(
-        "cpu-budget", "100", parse_share,
-        "Percentage of one core that all reads together may cost; past it they become rarer.",
-    )  # fmt: skip
+    cpu_budget: float = _CPU_BUDGET(default="100")
     """Default 1.0: somebody waits for it, once."""
-    log_level: str = _setting(
-        "log.level", "error", one_of("debug", "info", "warning", "error"),
-        "Least severe messages that are logged.",
-    )  # fmt: skip
+    log_level: str = _LOG_LEVEL(default="error")
     """Default error: how reads ended is in the report."""
 
 
