@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.kube.mirror import kubeconfig
 from tests.lab import browser
-from tests.lab.apiserver import ApiServer
+from tests.lab.apiserver import ApiServer, kubeconfig
 from tests.lab.namespace import Namespace
 from tests.test_cli import ENVIRONMENT
 from tests.test_doctor import CHAIN, kube_proxy, load_iptables, load_nftables, shell

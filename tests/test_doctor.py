@@ -23,8 +23,7 @@ import pytest
 
 from tests.dataplane import captured
 from tests.diagnosis.test_findings import DRIFT
-from tests.kube.mirror import kubeconfig
-from tests.lab.apiserver import ApiServer
+from tests.lab.apiserver import ApiServer, kubeconfig
 from tests.lab.namespace import Namespace, requirements
 from tests.stubs import RECORD, Stub, hangs, healthy, stub
 from tests.test_cli import ENVIRONMENT

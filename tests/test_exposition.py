@@ -24,8 +24,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tests.kube.mirror import kubeconfig
-from tests.lab.apiserver import ApiServer, Object, captured
+from tests.lab.apiserver import ApiServer, Object, captured, kubeconfig
 from tests.lab.namespace import Namespace, requirements
 from tests.lab.node import furnish, knock
 from tests.stubs import RECORD, Stub, stub, until

@@ -24,9 +24,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kube.mirror import kubeconfig
 from tests.lab import uml
-from tests.lab.apiserver import ApiServer
+from tests.lab.apiserver import ApiServer, kubeconfig
 from tests.lab.namespace import Namespace, requirements
 from vipscope.netlink.ipvs import IP_VS_SO_GET_INFO
 from vipscope.netlink.links import RTM_GETADDR

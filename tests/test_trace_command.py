@@ -26,9 +26,8 @@ import pytest
 
 from tests.dataplane import captured
 from tests.dataplane.captured import PLACES
-from tests.kube.mirror import kubeconfig
 from tests.lab import rulesets, uml
-from tests.lab.apiserver import ApiServer, Object
+from tests.lab.apiserver import ApiServer, Object, kubeconfig
 from tests.lab.dns import DnsServer, zone
 from tests.lab.namespace import Namespace, requirements
 from tests.netlink.test_nft_held import rulesets_port

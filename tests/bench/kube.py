@@ -19,8 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Generic, TypedDict
 
-from tests.kube.mirror import kubeconfig
-from tests.lab.apiserver import ApiServer, api_objects
+from tests.lab.apiserver import ApiServer, api_objects, kubeconfig
 from tests.lab.rulesets import cluster
 from tests.stubs import until
 from vipscope.cluster import EndpointSlice

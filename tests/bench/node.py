@@ -16,9 +16,8 @@ from typing import TypedDict
 
 from tests.bench.exporter import cpu_seconds, status
 from tests.bench.nftables import ENDPOINTS, PORT, SERVICES, exporter
-from tests.kube.mirror import kubeconfig
 from tests.lab import rulesets
-from tests.lab.apiserver import ApiServer, api_objects, captured
+from tests.lab.apiserver import ApiServer, api_objects, captured, kubeconfig
 from tests.lab.namespace import Namespace
 from vipscope import metrics as m
 

@@ -21,8 +21,7 @@ import pytest
 
 from tests.kube import counted
 from tests.kube.leases import Leases
-from tests.kube.mirror import kubeconfig
-from tests.lab.apiserver import ApiServer, Object, captured, recorded
+from tests.lab.apiserver import ApiServer, Object, captured, kubeconfig, recorded
 from tests.stubs import until
 from vipscope.budget import Budget
 from vipscope.collectors import cluster

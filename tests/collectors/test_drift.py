@@ -17,9 +17,8 @@ import pytest
 
 from tests.dataplane import captured
 from tests.dataplane.captured import PLACES
-from tests.kube.mirror import kubeconfig
 from tests.lab import uml
-from tests.lab.apiserver import ApiServer, Object
+from tests.lab.apiserver import ApiServer, Object, kubeconfig
 from tests.lab.apiserver import captured as objects
 from tests.lab.namespace import Namespace, requirements
 from tests.lab.node import furnish, knock

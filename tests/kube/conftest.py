@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kube.mirror import kubeconfig
-from tests.lab.apiserver import ApiServer
+from tests.lab.apiserver import ApiServer, kubeconfig
 from vipscope.kube.client import Client
 
 

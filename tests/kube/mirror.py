@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 from tests import stubs
 from tests.lab.apiserver import ApiServer, Object
@@ -21,19 +19,6 @@ from vipscope.kube.resources import Resource, T
 
 until = functools.partial(stubs.until, seconds=30.0)
 """Wait until a condition holds, however busy the machine is. Raises TimeoutError."""
-
-
-def kubeconfig(directory: Path, url: str, user: Object | None = None, **cluster: Any) -> Path:
-    """A kubeconfig for the server at `url`; JSON is YAML."""
-    content = {
-        "current-context": "lab",
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-        "clusters": [{"name": "lab", "cluster": {"server": url, **cluster}}],
-        "users": [{"name": "lab", "user": user or {}}],
-    }
-    path = directory / "kubeconfig"
-    path.write_text(json.dumps(content))
-    return path
 
 
 class Mirror(Generic[T]):

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.kube.mirror import kubeconfig
+from tests.lab.apiserver import kubeconfig
 from vipscope.kube.review import ACCESS_REVIEWS, TOKEN_REVIEWS, Reviewer
 
 OWN_TOKEN = "own"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kube.mirror import Site, kubeconfig, running, until
-from tests.lab.apiserver import ApiServer, Certificate, Object
+from tests.kube.mirror import Site, running, until
+from tests.lab.apiserver import ApiServer, Certificate, Object, kubeconfig
 from vipscope.kube import client as module
 from vipscope.kube.client import Client, reason_of
 from vipscope.kube.errors import ApiError, Reason

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.kube.leases import Leases
-from tests.kube.mirror import kubeconfig
+from tests.lab.apiserver import kubeconfig
 from tests.stubs import until
 from vipscope.kube import lease as module
 from vipscope.kube.lease import Lease, Writer

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from tests.kube.mirror import Mirror, Site, kubeconfig, running, until
-from tests.lab.apiserver import MISBEHAVIOURS, ApiServer, Object, captured, recorded
+from tests.kube.mirror import Mirror, Site, running, until
+from tests.lab.apiserver import MISBEHAVIOURS, ApiServer, Object, captured, kubeconfig, recorded
 from vipscope.cluster import Service
 from vipscope.kube import reflector as module
 from vipscope.kube.client import Client

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.kube.mirror import kubeconfig
 from tests.kube.reviews import Reviews, reviewing
+from tests.lab.apiserver import kubeconfig
 from vipscope.kube import review as module
 from vipscope.kube.review import ACCESS_REVIEWS, TOKEN_REVIEWS, Reviewer, ReviewError, Verdict
 

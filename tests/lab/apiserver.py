@@ -669,6 +669,19 @@ class Certificate:
         return made
 
 
+def kubeconfig(directory: Path, url: str, user: Object | None = None, **cluster: Any) -> Path:
+    """A kubeconfig for the server at `url`; JSON is YAML."""
+    content = {
+        "current-context": "lab",
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        "clusters": [{"name": "lab", "cluster": {"server": url, **cluster}}],
+        "users": [{"name": "lab", "user": user or {}}],
+    }
+    path = directory / "kubeconfig"
+    path.write_text(json.dumps(content))
+    return path
+
+
 class ApiServer:
     """The process, as a context manager."""
 

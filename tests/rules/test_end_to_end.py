@@ -22,9 +22,8 @@ import pytest
 
 from alerts import growth, render
 from alerts.settings import Settings
-from tests.kube.mirror import kubeconfig
 from tests.lab import monitoring, rulesets
-from tests.lab.apiserver import Object, api_objects, captured
+from tests.lab.apiserver import Object, api_objects, captured, kubeconfig
 from tests.lab.monitoring import Monitoring, Name, rehearsed, wait
 from tests.lab.namespace import Namespace, requirements
 from tests.lab.rulesets import Service
