@@ -376,6 +376,14 @@ class _Server:
             watcher.put_nowait(event)
         return self.version
 
+    def order_apply(self, objects: Mapping[str, Sequence[Object]]) -> None:
+        """All of these, by resource, come to be, or become as they are given."""
+        for resource, found in objects.items():
+            known = self.collections[resource].objects
+            for each in found:
+                kind = "MODIFIED" if _key(each) in known else "ADDED"
+                self.order_push(resource, kind, each | {"metadata": _unversioned(each)})
+
     def order_replay(self, resource: str) -> int:
         """All events of the recorded stream happen, and its bookmarks are sent, at once."""
         for event in recorded(resource):
@@ -571,6 +579,10 @@ def _status(code: int, reason: str, message: str) -> web.Response:
 
 def _key(each: Object) -> tuple[str, str]:
     return each["metadata"].get("namespace", ""), each["metadata"]["name"]
+
+
+def _unversioned(each: Object) -> Object:
+    return {key: value for key, value in each["metadata"].items() if key != "resourceVersion"}
 
 
 def _version(each: Object) -> int:

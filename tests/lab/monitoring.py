@@ -32,7 +32,7 @@ _TEMPLATE = Path("/usr/share/prometheus/alertmanager/default.tmpl")
 
 _UNTRACKED = """
 table inet monitoring {
-  set ports { type inet_service; elements = { 9000, 9090, 9093, 9908 }; }
+  set ports { type inet_service; elements = { 9000, 9090, 9093, 9908, 9909 }; }
   chain prerouting {
     type filter hook prerouting priority raw;
     tcp dport @ports notrack; tcp sport @ports notrack

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import ipaddress
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tests.lab.namespace import Family
@@ -144,10 +144,11 @@ def iptables(
     services: Sequence[Service],
     *,
     family: Family = "ipv4",
-    seed: int = 0,
+    seed: int | None = 0,
     large: bool | None = None,
 ) -> str:
-    """The whole of mode iptables for `iptables-restore`; `seed` decides the order of the Services.
+    """The whole of mode iptables for `iptables-restore`; `seed` decides the order of the Services,
+    None leaves them in theirs.
 
     `large` is whether kube-proxy takes the cluster for a large one, in which endpoint rules have no
     comments; None: as it does by the number of endpoints.
@@ -156,8 +157,7 @@ def iptables(
     """
     nat = _nat_top(services, family, seed) | {"KUBE-PROXY-CANARY": ()}
     large = _is_large(services) if large is None else large
-    for service in _shuffled(services, seed):
-        nat |= _nat_of_service(service, family, large)
+    nat |= _nat_of_services(_shuffled(services, seed), family, large)
     made_once: Chains = {"KUBE-FIREWALL": (), "KUBE-PROXY-CANARY": ()}
     return "".join(
         (
@@ -169,19 +169,22 @@ def iptables(
 
 
 def iptables_flip(
-    services: Sequence[Service], changed: Service, *, family: Family = "ipv4", seed: int = 1
+    services: Sequence[Service],
+    *changed: Service,
+    family: Family = "ipv4",
+    seed: int | None = 1,
 ) -> str:
-    """A partial sync for `iptables-restore --noflush`, after one Service's endpoints changed.
+    """A partial sync for `iptables-restore --noflush`, after endpoints of some Services changed.
 
-    `services` is the state before, `changed` what the Service of the same name has become. The
+    `services` is the state before, `changed` what the Services of the same names have become. The
     chains that all Services share are rewritten whole and in a new order, as the iteration over a
-    Go map gives it; those of the changed Service too. With the backend nft this is one transaction
+    Go map gives it; those of the changed Services too. With the backend nft this is one transaction
     for each of the two tables.
     """
     before, after = _change(services, changed)
     large = _is_large(after)
-    rewritten = _nat_of_service(changed, family, large)
-    stale = _nat_of_service(before, family, large).keys() - rewritten.keys()
+    rewritten = _nat_of_services(changed, family, large)
+    stale = _nat_of_services(before, family, large).keys() - rewritten.keys()
     return _restore_table("filter", _filter(after, family, seed)) + _restore_table(
         "nat",
         _nat_top(after, family, seed) | rewritten,
@@ -215,7 +218,7 @@ def nftables_flip(services: Sequence[Service], changed: Service, *, family: Fami
     The one rule of the Service's chain is replaced together with its anonymous map. When the last
     endpoint goes, the chain stays behind empty: kube-proxy deletes it in a later transaction.
     """
-    before, _ = _change(services, changed)
+    (before,), _ = _change(services, [changed])
     ip = _DIALECTS[family].nft
     chain = f"{ip} kube-proxy {changed.nft_chain}"
     lines = []
@@ -303,7 +306,7 @@ _NAT_JUMPS: Chains = {
 }
 
 
-def _filter(services: Sequence[Service], family: Family, seed: int) -> Chains:
+def _filter(services: Sequence[Service], family: Family, seed: int | None) -> Chains:
     """The chains of table filter that every sync writes."""
     dialect = _DIALECTS[family]
     chains: Chains = {
@@ -343,7 +346,7 @@ def _filter(services: Sequence[Service], family: Family, seed: int) -> Chains:
     return chains
 
 
-def _nat_top(services: Sequence[Service], family: Family, seed: int) -> Chains:
+def _nat_top(services: Sequence[Service], family: Family, seed: int | None) -> Chains:
     """The chains of table nat that every sync writes."""
     dialect = _DIALECTS[family]
     return {
@@ -370,6 +373,13 @@ def _nat_top(services: Sequence[Service], family: Family, seed: int) -> Chains:
             ),
         ],
     }
+
+
+def _nat_of_services(services: Sequence[Service], family: Family, large: bool) -> Chains:
+    chains: Chains = {}
+    for service in services:
+        chains |= _nat_of_service(service, family, large)
+    return chains
 
 
 def _nat_of_service(service: Service, family: Family, large: bool) -> Chains:
@@ -614,11 +624,14 @@ def _is_large(services: Sequence[Service]) -> bool:
     return sum(len(service.endpoints) for service in services) > LARGE_CLUSTER_ENDPOINTS
 
 
-def _shuffled(services: Sequence[Service], seed: int) -> Iterator[Service]:
-    yield from random.Random(seed).sample(services, len(services))
+def _shuffled(services: Sequence[Service], seed: int | None) -> Sequence[Service]:
+    return services if seed is None else random.Random(seed).sample(services, len(services))
 
 
-def _change(services: Sequence[Service], changed: Service) -> tuple[Service, list[Service]]:
-    """The changed Service's earlier state, and all Services afterwards."""
-    (before,) = (s for s in services if (str(s), s.protocol) == (str(changed), changed.protocol))
-    return before, [changed if s is before else s for s in services]
+def _change(
+    services: Sequence[Service], changed: Sequence[Service]
+) -> tuple[list[Service], list[Service]]:
+    """The changed Services' earlier states, and all Services afterwards."""
+    now = {(str(each), each.protocol): each for each in changed}
+    before = [each for each in services if (str(each), each.protocol) in now]
+    return before, [now.get((str(each), each.protocol), each) for each in services]

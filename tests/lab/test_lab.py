@@ -326,6 +326,21 @@ def test_flips_lead_to_the_ruleset_that_a_full_sync_would_write(
 
 
 @in_namespace
+def test_a_flip_may_change_several_services_and_leave_all_in_their_order(
+    namespace: Namespace,
+) -> None:
+    services = rulesets.cluster(20, 3)
+    changed = [replace(services[3], endpoints=()), services[7].without(services[7].endpoints[0])]
+    namespace.restore(rulesets.iptables(services, seed=None))
+    flip = rulesets.iptables_flip(services, *changed, seed=None)
+    namespace.restore(flip, flush=False)
+    after = [{each.name: each for each in changed}.get(each.name, each) for each in services]
+    assert rules(namespace.save()) == rules(rulesets.iptables(after))
+    order = re.findall(r"-A KUBE-SERVICES .*/(svc-\d+):http cluster IP", namespace.save())
+    assert order == [each.name for each in after if each.endpoints]
+
+
+@in_namespace
 def test_a_flip_is_a_transaction_a_table_that_rewrites_the_shared_chains_in_a_new_order(
     namespace: Namespace,
 ) -> None:

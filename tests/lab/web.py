@@ -1,6 +1,6 @@
 """Small HTTP servers, each a process of its own so that it can live in a network namespace.
 
-python -m tests.lab.web kube-proxy METRICS   answers as a healthy kube-proxy on its usual ports
+python -m tests.lab.web kube-proxy MODE      answers as a healthy kube-proxy on its usual ports
 python -m tests.lab.web webhook FILE         appends what Alertmanager posts, a line each
 python -m tests.lab.web pod FILE             answers after as many seconds as the file says
 """
@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+METRICS = Path(__file__).parents[1] / "captures" / "metrics"
+"""What a real kube-proxy says of itself in each mode."""
 WEBHOOK = "http://127.0.0.1:9000/"
 
 
@@ -67,8 +69,8 @@ def main(what: str, argument: str) -> None:
         _serve(_Pod, 8080, "")
     _KubeProxy.answers = {
         "/healthz": b"{}",
-        "/proxyMode": b"iptables",
-        "/metrics": Path(argument).read_bytes(),
+        "/proxyMode": argument.encode(),
+        "/metrics": (METRICS / f"kube-proxy.{argument}.prom").read_bytes(),
     }
     threading.Thread(target=_serve, args=(_KubeProxy, 10249), daemon=True).start()
     _serve(_KubeProxy, 10256)

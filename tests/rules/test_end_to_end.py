@@ -33,7 +33,6 @@ from vipscope.collectors.pressure import INITIAL_PID_NAMESPACE
 LACKING = "; ".join([*requirements(), *filter(None, [monitoring.missing()])])
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
 
-METRICS = Path(__file__).parents[1] / "captures/metrics/kube-proxy.iptables.prom"
 SERVICES = rulesets.cluster(100, 3)
 FEW = SERVICES[:50]
 WEB = SERVICES[0]
@@ -81,7 +80,7 @@ class Node:
 
     def want(self, services: Sequence[Service]) -> None:
         """Have the API want these Services, too, or with these endpoints."""
-        self.namespace.call(_push, api_objects(services))
+        self.namespace.call(_apply, api_objects(services))
 
     def delete_chain(self, service: Service) -> None:
         """Take a Service's chain out of the kernel, with the way to it."""
@@ -101,7 +100,7 @@ class Node:
 
     def start_kube_proxy(self) -> None:
         self.kube_proxy = self.namespace.popen(
-            sys.executable, "-m", "tests.lab.web", "kube-proxy", str(METRICS)
+            sys.executable, "-m", "tests.lab.web", "kube-proxy", "iptables"
         )
 
     def stop_kube_proxy(self) -> None:
@@ -137,14 +136,10 @@ class Node:
         )  # fmt: skip
 
 
-def _push(objects: Mapping[str, Sequence[Object]]) -> None:
-    """Let the API server tell of the objects, as new or modified; it gives them their versions."""
-    for resource, found in objects.items():
-        for each in found:
-            each["metadata"].pop("resourceVersion")
-            order = {"order": "push", "resource": resource, "kind": "MODIFIED", "object_": each}
-            body = json.dumps(order).encode()
-            urllib.request.urlopen(f"http://{API}/control", body, timeout=10).close()
+def _apply(objects: Mapping[str, Sequence[Object]]) -> None:
+    """Let the API server have these objects, new or modified."""
+    body = json.dumps({"order": "apply", "objects": objects}).encode()
+    urllib.request.urlopen(f"http://{API}/control", body, timeout=10).close()
 
 
 def _send_to_many(number: int) -> None:
