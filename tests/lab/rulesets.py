@@ -22,6 +22,10 @@ stale stay for a while."""
 NODE_NAME = "node2"
 """The node whose kube-proxy writes: its own endpoints are the ones in `hairpin-connections`."""
 
+SERVICE_RANGE = "10.96.0.0/12"
+POD_RANGE = "10.64.0.0/10"
+"""Of IPv4."""
+
 Chains = dict[str, Sequence[str]]
 """Rules by chain, without the leading `-A CHAIN`."""
 
@@ -96,8 +100,8 @@ class _Dialect:
 
 _DIALECTS: Mapping[Family, _Dialect] = {
     "ipv4": _Dialect(
-        service_range="10.96.0.0/12",
-        pod_range="10.64.0.0/10",
+        service_range=SERVICE_RANGE,
+        pod_range=POD_RANGE,
         first_cluster_ip="10.96.1.0",
         first_pod_ip="10.64.0.0",
         host_bits=32,

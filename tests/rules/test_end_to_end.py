@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import re
 import shlex
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,9 +18,9 @@ import pytest
 from alerts import growth, render
 from alerts.settings import Settings
 from tests.lab import monitoring, rulesets
-from tests.lab.apiserver import Object, api_objects, captured, kubeconfig
 from tests.lab.monitoring import Monitoring, Name, rehearsed, wait
 from tests.lab.namespace import Namespace, requirements
+from tests.lab.node import NAME, Node
 from tests.lab.rulesets import Service
 from vipscope import metrics as m
 from vipscope.collectors.pressure import INITIAL_PID_NAMESPACE
@@ -44,43 +39,24 @@ SETTINGS = rehearsed(
     )
 )
 """The first 50 Services have some 560 rules, all 100 some 1,110."""
-NODE_NAME = rulesets.NODE_NAME
+EXPORTER = "127.0.0.1:9908"
 PATIENCE = 40.0
 SEES_LOCKS = str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
 """From another pid namespace the lock's holders are not seen."""
-API = "127.0.0.1:6443"
 
 
-class Node:
-    """A node with kube-proxy's rules, something that answers as kube-proxy, and an exporter.
-
-    The API server lives on it, too: nothing leaves the namespace.
-    """
+class BreakableNode(Node):
+    """A node whose exporter probes WEB, and on which more can go wrong."""
 
     def __init__(self, namespace: Namespace, directory: Path) -> None:
-        self.namespace = namespace
+        super().__init__(namespace, directory, FEW)
         self.lock = directory / "xtables.lock"
         self.lock.touch()
-        self.hold(FEW)
-        self.start_kube_proxy()
-        self._start_api(directory)
-        self._start_pods(directory)
-        namespace.popen(
-            sys.executable, "-m", "vipscope", "--role=node", f"--node-name={NODE_NAME}",
-            "--web.listen-address=127.0.0.1:9908", f"--path.xtables-lock={self.lock}",
-            f"--kubeconfig={kubeconfig(directory, f'http://{API}')}", "--drift.grace=1",
+        self.start_exporter(
+            EXPORTER, "--role=node", f"--path.xtables-lock={self.lock}", "--drift.grace=1",
             f"--probe.target=web=http://{WEB.cluster_ip}:{WEB.port},direct={WEB.endpoints[0]}",
             "--probe.interval=0.2",
-            "--log.level=warning",
         )  # fmt: skip
-
-    def hold(self, services: Sequence[Service]) -> None:
-        """Have the kernel hold just these Services."""
-        self.namespace.restore(rulesets.iptables(services))
-
-    def want(self, services: Sequence[Service]) -> None:
-        """Have the API want these Services, too, or with these endpoints."""
-        self.namespace.call(_apply, api_objects(services))
 
     def delete_chain(self, service: Service) -> None:
         """Take a Service's chain out of the kernel, with the way to it."""
@@ -91,64 +67,11 @@ class Node:
         self.namespace.run(*nat, "-F", service.chain)
         self.namespace.run(*nat, "-X", service.chain)
 
-    def fill_conntrack(self, limit: int) -> None:
-        """Open new connections, by UDP to addresses of the loopback network, beyond the limit."""
-        self.namespace.call(_send_to_many, limit + 5000)
-
-    def empty_conntrack(self) -> None:
-        self.namespace.run("conntrack", "-F")
-
-    def start_kube_proxy(self) -> None:
-        self.kube_proxy = self.namespace.popen(
-            sys.executable, "-m", "tests.lab.web", "kube-proxy", "iptables"
-        )
-
-    def stop_kube_proxy(self) -> None:
-        self.kube_proxy.kill()
-        self.kube_proxy.wait()
-
     def hold_lock(self) -> contextlib.AbstractContextManager[object]:
         """As any iptables does; until the context ends."""
         handle = self.lock.open("w")
         fcntl.flock(handle, fcntl.LOCK_EX)
         return handle
-
-    def slow_down(self) -> None:
-        """Let the pods of WEB answer too late for the objective."""
-        self._delay.write_text(f"{SLOW + 0.05}")
-
-    def _start_pods(self, directory: Path) -> None:
-        """The endpoints of WEB, all of them here, and a way by which its VIP is sent for."""
-        self._delay = directory / "delay"
-        self._delay.write_text("0")
-        self.namespace.run("ip", "address", "add", f"{WEB.endpoints[0].address}/30", "dev", "lo")
-        self.namespace.run("ip", "route", "add", f"{WEB.cluster_ip}/32", "dev", "lo")
-        self.namespace.popen(sys.executable, "-m", "tests.lab.web", "pod", str(self._delay))
-
-    def _start_api(self, directory: Path) -> None:
-        objects = api_objects(FEW) | {"nodes": captured()["nodes"]}
-        state = directory / "api.json"
-        state.write_text(json.dumps({"version": 5000, "objects": objects}))
-        port = API.rpartition(":")[2]
-        self.namespace.popen(
-            sys.executable, "-m", "tests.lab.apiserver", f"--state={state}", f"--port={port}",
-            "--bookmark-seconds=1", stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-
-
-def _apply(objects: Mapping[str, Sequence[Object]]) -> None:
-    """Let the API server have these objects, new or modified."""
-    body = json.dumps({"order": "apply", "objects": objects}).encode()
-    urllib.request.urlopen(f"http://{API}/control", body, timeout=10).close()
-
-
-def _send_to_many(number: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.setblocking(False)
-        for each in range(number):
-            address = f"127.{1 + (each >> 16)}.{each >> 8 & 255}.{each & 255}"
-            with contextlib.suppress(OSError):  # refused, or dropped for the full table
-                client.sendto(b"x", (address, 9))
 
 
 @contextlib.contextmanager
@@ -167,8 +90,8 @@ def yields(watched: Monitoring, *names: Name, perhaps: Sequence[Name] = ()) -> I
 @pytest.mark.timeout(180)
 def test_each_fault_of_a_node_yields_its_alert_and_health_none(tmp_path: Path) -> None:
     with Namespace() as namespace:
-        node = Node(namespace, tmp_path)
-        with Monitoring(namespace, tmp_path, SETTINGS, {NODE_NAME: "127.0.0.1:9908"}) as watched:
+        node = BreakableNode(namespace, tmp_path)
+        with Monitoring(namespace, tmp_path, SETTINGS, {NAME: EXPORTER}) as watched:
             healthy(watched)
             breaks(node, watched)
             texts_are_filled_in(watched)
@@ -191,7 +114,7 @@ def both(name: str) -> tuple[Name, Name]:
     return (name, "warning"), (name, "critical")
 
 
-def breaks(node: Node, watched: Monitoring) -> None:
+def breaks(node: BreakableNode, watched: Monitoring) -> None:
     """One fault after another. Where there is a page, its ticket may have been sent before."""
 
     def well(name: str) -> None:
@@ -227,7 +150,7 @@ def breaks(node: Node, watched: Monitoring) -> None:
     # A symptom that is explained already is nobody's page, and nobody's ticket.
     symptoms = set(both("VipscopeLatencyBudgetBurn"))
     with yields(watched):
-        node.slow_down()
+        node.slow_down(SLOW + 0.05)
         well("VipscopeConntrackFull")
         wait(lambda: symptoms <= watched.active(), PATIENCE, watched.active)
         time.sleep(3)  # longer than Alertmanager waits for more
@@ -245,7 +168,7 @@ def breaks(node: Node, watched: Monitoring) -> None:
 def texts_are_filled_in(watched: Monitoring) -> None:
     for alert in watched.notified():
         assert alert["labels"]["cluster"] == monitoring.CLUSTER
-        assert alert["labels"]["node"] == NODE_NAME
+        assert alert["labels"]["node"] == NAME
         for text in alert["annotations"].values():
             assert not re.search(r"[{}]|<no value>|error", text), text
 
