@@ -19,6 +19,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tests.lab.rulesets import Service
+from tests.lab.rulesets import Endpoint, Service
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "api"
 PATHS: Mapping[str, str] = {
@@ -86,6 +87,32 @@ def api_objects(services: Sequence[Service]) -> dict[str, list[Object]]:
             for start in range(0, max(1, len(each.endpoints)), SLICE_SIZE)
         ],
     }
+
+
+def api_pods(service: Service) -> list[Object]:
+    """The Pods behind a Service's endpoints, which its selector matches; all are ready."""
+    return [
+        {
+            "metadata": {
+                "name": f"{service.name}-{i}",
+                "namespace": service.namespace,
+                "uid": _pod_uid(endpoint),
+                "labels": {"app": service.name},
+            },
+            "spec": {"nodeName": endpoint.node, "containers": [{"name": "main"}]},
+            "status": {
+                "phase": "Running",
+                "podIPs": [{"ip": endpoint.address}],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }
+        for i, endpoint in enumerate(service.endpoints)
+    ]
+
+
+def _pod_uid(endpoint: Endpoint) -> str:
+    """A Pod keeps it whatever becomes of its Service."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, endpoint.address))
 
 
 def _metadata(name: str, namespace: str, version: int) -> Object:
@@ -145,7 +172,7 @@ def _slice(service: Service, start: int, version: int) -> Object:
                     "kind": "Pod",
                     "namespace": service.namespace,
                     "name": f"{service.name}-{start + i}",
-                    "uid": f"00000000-0000-4000-8001-{version:06d}{start + i:06d}",
+                    "uid": _pod_uid(endpoint),
                 },
                 "nodeName": endpoint.node,
                 "zone": ZONES.get(endpoint.node, "zone-a"),

@@ -53,22 +53,23 @@ class Node:
     """A node at work in a namespace: pods that answer, kube-proxy, an API server, exporters.
 
     Pods have any address of their range, and all of them answer, port 8080 by HTTP. The API server
-    lives on the node, too: nothing leaves the namespace.
+    lives on the node, too: nothing leaves the namespace. Logs are kept in `directory`.
     """
 
     def __init__(self, namespace: Namespace, directory: Path, services: Sequence[Service]) -> None:
         self.namespace = namespace
+        self._directory = directory
         self._kubeconfig = kubeconfig(directory, f"http://{API}")
         self._delay = directory / "delay"
-        self._start_api(directory, services)
+        self._start_api(services)
         self._start_pods()
         self.hold(services)
         self.start_kube_proxy("iptables")
 
     def start_exporter(self, address: str, *flags: str) -> None:
         """Start an exporter that serves there."""
-        self.namespace.popen(
-            sys.executable, "-m", "vipscope", f"--web.listen-address={address}",
+        self._start(
+            f"vipscope-{address}", "vipscope", f"--web.listen-address={address}",
             f"--node-name={NAME}", f"--kubeconfig={self._kubeconfig}", "--log.level=warning",
             *flags,
         )  # fmt: skip
@@ -94,9 +95,7 @@ class Node:
 
     def start_kube_proxy(self, mode: str) -> None:
         """Start what answers as kube-proxy; it writes nothing."""
-        self._kube_proxy = self.namespace.popen(
-            sys.executable, "-m", "tests.lab.web", "kube-proxy", mode
-        )
+        self._kube_proxy = self._start("kube-proxy", "tests.lab.web", "kube-proxy", mode)
 
     def stop_kube_proxy(self) -> None:
         self._kube_proxy.kill()
@@ -111,17 +110,25 @@ class Node:
         run = self.namespace.run
         run("ip", "address", "add", rulesets.POD_RANGE, "dev", "lo")
         run("ip", "route", "add", rulesets.SERVICE_RANGE, "dev", "lo")
-        self.namespace.popen(sys.executable, "-m", "tests.lab.web", "pod", str(self._delay))
+        self._start("pods", "tests.lab.web", "pod", str(self._delay))
 
-    def _start_api(self, directory: Path, services: Sequence[Service]) -> None:
+    def _start_api(self, services: Sequence[Service]) -> None:
         objects = api_objects(services) | {"nodes": captured()["nodes"]}
-        state = directory / "api.json"
+        state = self._directory / "api.json"
         state.write_text(json.dumps({"version": 5000, "objects": objects}))
         port = API.rpartition(":")[2]
-        self.namespace.popen(
+        server = self.namespace.popen(
             sys.executable, "-m", "tests.lab.apiserver", f"--state={state}", f"--port={port}",
-            "--bookmark-seconds=1", stdout=subprocess.DEVNULL,
+            "--bookmark-seconds=1", stdout=subprocess.PIPE,
         )  # fmt: skip
+        assert server.stdout is not None
+        with server.stdout:
+            server.stdout.readline()  # it says when it serves
+
+    def _start(self, log: str, module: str, *argv: str) -> subprocess.Popen[bytes]:
+        with (self._directory / f"{log}.log").open("a") as file:
+            argv = (sys.executable, "-m", module, *argv)
+            return self.namespace.popen(*argv, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _apply(objects: Mapping[str, Sequence[Object]]) -> None:

@@ -1,0 +1,88 @@
+"""`python -m demo [--short]`: play the demonstration."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from demo.board import Board
+from demo.play import FULL, SHORT, perform
+from demo.readings import summary
+from tests.lab import monitoring, namespace
+
+_CANNOT = """\
+The demonstration cannot be played here:
+  {reasons}
+It makes a network namespace to be its node, for which it has to be root, and runs Debian's
+Prometheus and Alertmanager. Without that these work:
+  make run    vipscope itself: what it may not read it calls denied, the rest it shows
+  make test   the tests that need neither; the others are skipped, and say why
+"""
+_OTHER_SCREEN, _FIRST_SCREEN, _ANEW = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[Callable[[Board], None]]:
+    """What shows the board: in place on a terminal, elsewhere a line for what has happened."""
+    write = sys.stdout.write
+    if not sys.stdout.isatty():
+        told = 0
+
+        def tell(board: Board) -> None:
+            nonlocal told
+            write("".join(f"{line}\n" for line in board.log[told:]))
+            sys.stdout.flush()
+            told = len(board.log)
+
+        yield tell
+        return
+
+    def paint(board: Board) -> None:
+        write(_ANEW + board.text(*shutil.get_terminal_size()))
+        sys.stdout.flush()
+
+    write(_OTHER_SCREEN)
+    try:
+        yield paint
+    finally:
+        write(_FIRST_SCREEN)
+        sys.stdout.flush()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End as Ctrl-C does; what comes after that does not disturb the clearing up."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> None:
+    """The command line. Exits with 1 when it cannot be played or an alert is missing."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="in less than two minutes")
+    length = SHORT if parser.parse_args().short else FULL
+    if lacking := [*namespace.requirements(), *filter(None, [monitoring.missing()])]:
+        sys.exit(_CANNOT.format(reasons="\n  ".join(lacking)))
+    namespace.sweep()
+    for each in _SIGNALS:
+        signal.signal(each, _interrupt)
+    try:
+        with _terminal() as show:
+            measurements, outcomes = perform(length, show)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing is left behind")
+    except TimeoutError as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"\n{summary(measurements, outcomes)}\n")
+
+
+if __name__ == "__main__":
+    main()

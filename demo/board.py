@@ -1,0 +1,84 @@
+"""The board on the terminal: what is seen now, as text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MOST_ALERTS = 6
+_GRAPH = 40
+"""Beats that a graph shows."""
+
+
+class Board:
+    """What is on it. `addresses` is what to open in a browser, by what it shows."""
+
+    def __init__(self, addresses: Mapping[str, str]) -> None:
+        self.addresses = addresses
+        self.title = ""
+        self.log: list[str] = []
+        """What has happened."""
+        self._began = time.monotonic()
+        self._history: list[Mapping[str, float]] = [{}]
+        self._alerts: Sequence[Mapping[str, Any]] = ()
+
+    def see(self, readings: Mapping[str, float], alerts: Sequence[Mapping[str, Any]]) -> None:
+        """Take readings as `demo.readings` makes them, and alerts as Alertmanager has them."""
+        self._history.append(readings)
+        self._alerts = alerts
+
+    def say(self, text: str) -> None:
+        """Take down what has happened, and when."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        self.log.append(f"{minutes:2}:{seconds:02}  {text}")
+
+    def text(self, width: int, height: int) -> str:
+        """Lines that fit into a terminal."""
+        lines = [
+            "vipscope, demonstrated. Ctrl-C ends it, and leaves nothing behind.",
+            "",
+            self.title,
+            "",
+            self._line("Services", "services"),
+            self._line("rules", "rules"),
+            self._line("new connection, p50", "p50", 1e6, " µs"),
+            self._line("                p99", "p99", 1e6, " µs"),
+            self._line("of that, rules", "modelled", 1e6, " µs"),
+            self._line("Services in drift", "drift_services"),
+            self._line("endpoints in drift", "drift_endpoints"),
+            self._line("Services to nobody", "unroutable"),
+            self._line("changes a second", "churn"),
+            self._line("conntrack", "conntrack", 100, " %"),
+            "",
+            "Alerts",
+            *self._alert_lines(),
+            "",
+            "Open in a browser on this machine",
+            *(f"  {name:13}http://{address}" for name, address in self.addresses.items()),
+            "",
+        ]
+        lines += self.log[-max(1, height - 1 - len(lines)) :]
+        return "\n".join(line[: width - 1] for line in lines[: height - 1])
+
+    def _line(self, title: str, reading: str, factor: float = 1, unit: str = "") -> str:
+        """A reading as a number, and how it has gone."""
+        value = self._history[-1].get(reading)
+        number = "-" if value is None else f"{value * factor:,.0f}{unit}"
+        values = [each.get(reading, 0.0) for each in self._history[-_GRAPH:]]
+        highest = max(values) or 1.0
+        graph = "".join(_BARS[min(7, int(8 * each / highest))] for each in values)
+        return f"{title:20} {number:>10}  {graph}"
+
+    def _alert_lines(self) -> list[str]:
+        if not self._alerts:
+            return ["  none"]
+        alerts = sorted(self._alerts, key=lambda each: str(each["labels"]["severity"]))
+        lines = [
+            f"  {alert['labels']['severity']:9}{alert['annotations']['summary']}"
+            + " (explained by another)" * bool(alert["status"]["inhibitedBy"])
+            for alert in alerts
+        ]
+        left = len(lines) - _MOST_ALERTS
+        return lines if left <= 0 else [*lines[:_MOST_ALERTS], f"  and {left} more"]
