@@ -8,7 +8,10 @@ ARGS ?=
 WORKERS ?= 4
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 
-.PHONY: run test lint generate bench screenshots lock clean
+# DEMO=short plays it in less than two minutes.
+DEMO ?=
+
+.PHONY: run test demo lint generate bench screenshots lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m vipscope $(ARGS)
@@ -19,6 +22,11 @@ test: $(VENV)/test.stamp
 	$(BIN)/coverage run -m pytest $(if $(ARGS),,--numprocesses=$(WORKERS) --dist=worksteal) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
+
+demo: $(VENV)/run.stamp
+	@tools/setup system $(VENV) conntrack ip ipset iptables-legacy-restore nft \
+	  prometheus prometheus-alertmanager
+	@$(BIN)/python -m demo $(if $(DEMO),--$(DEMO))
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check
@@ -49,7 +57,7 @@ lock: $(VENV)/lock/bin/pip-compile
 
 clean:
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	find alerts dashboards exporter tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find alerts dashboards demo exporter tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp: tools/setup
 	@tools/setup venv $(VENV)

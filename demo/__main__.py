@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from demo.board import Board
 from demo.play import FULL, SHORT, perform
-from demo.readings import summary
 from tests.lab import monitoring, namespace
 
 _CANNOT = """\
@@ -76,12 +75,12 @@ def main() -> None:
         signal.signal(each, _interrupt)
     try:
         with _terminal() as show:
-            measurements, outcomes = perform(length, show)
+            summary = perform(length, show)
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing is left behind")
     except TimeoutError as error:
         sys.exit(str(error))
-    sys.stdout.write(f"\n{summary(measurements, outcomes)}\n")
+    sys.stdout.write(f"\n{summary.text()}\n")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,6 @@ class Board:
             self._line("rules", "rules"),
             self._line("new connection, p50", "p50", 1e6, " µs"),
             self._line("                p99", "p99", 1e6, " µs"),
-            self._line("of that, rules", "modelled", 1e6, " µs"),
             self._line("Services in drift", "drift_services"),
             self._line("endpoints in drift", "drift_endpoints"),
             self._line("Services to nobody", "unroutable"),

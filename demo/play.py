@@ -13,7 +13,7 @@ from alerts.settings import Settings
 from demo import doors, readings
 from demo.board import Board
 from demo.incidents import GROWTH, INCIDENTS, Incident
-from demo.readings import Act, Era, Measured, Outcome
+from demo.readings import Act, Era, Summary
 from demo.site import CLUSTER_PAGE, NODE_PAGE, Site
 from tests.lab.monitoring import Monitoring, rehearsed
 from tests.lab.namespace import Namespace
@@ -50,11 +50,10 @@ SHORT = Length((50, 1000, 5000), 0)
 FULL = Length((50, 100, 250, 500, 1000, 2000, 3000, 4000, 5000), 15)
 
 
-def perform(length: Length, watch: Callable[[Board], None]) -> tuple[list[Measured], list[Outcome]]:
+def perform(length: Length, watch: Callable[[Board], None]) -> Summary:
     """Play all of it, and show the board to `watch` about every second.
 
-    Returns what Prometheus has seen of each size and mode, and of each incident. Raises
-    TimeoutError for an alert that does not fire, or does not cease.
+    Raises TimeoutError for an alert that does not fire, or does not cease.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vipscope-demo-")))
@@ -67,10 +66,7 @@ def perform(length: Length, watch: Callable[[Board], None]) -> tuple[list[Measur
         watched = stack.enter_context(Monitoring(namespace, directory, SETTINGS, TARGETS))
         play = _Play(site, watched, length, board, watch)
         play.run()
-        return (
-            [readings.measured(watched, era) for era in play.eras],
-            [readings.judged(watched, act) for act in play.acts],
-        )
+        return readings.summed_up(watched, play.eras, play.acts)
 
 
 class _Play:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from alerts.association import BY_NODE
 from alerts.growth import NODE_RULES
 from alerts.latency import LATENCY
 from demo.incidents import Incident
@@ -17,7 +19,6 @@ _EXPRESSIONS: Mapping[str, str] = {
     "rules": f"sum({NODE_RULES})",
     "p50": LATENCY["node", 50].select(latency_source="probe"),
     "p99": LATENCY["node", 99].select(latency_source="probe"),
-    "modelled": m.FIRST_PACKET_COST.select(kind="modelled"),
     "drift_services": f"sum({m.DRIFT_SERVICES})",
     "drift_endpoints": f"sum({m.DRIFT_ENDPOINTS})",
     "unroutable": f"sum({m.SERVICE_UNROUTABLE}) or vector(0)",
@@ -60,21 +61,17 @@ class Measured:
     p50: float
     p99: float
     """Of connections through the last Service, seconds."""
-    modelled: float
-    """What the rules ahead of a Service of median depth cost, seconds."""
 
 
 def measured(monitoring: Monitoring, era: Era) -> Measured:
     """Ask for an era's numbers; NaN is what Prometheus does not have."""
     span, end = f"{era.ended - era.began:.0f}s", f"@ {era.ended:.3f}"
     increase = f"sum by (le) (increase({_DURATION}[{span}] {end}))"
-    modelled = m.FIRST_PACKET_COST.select(kind="modelled")
     return Measured(
         era,
         _one(monitoring, f"sum({NODE_RULES} {end})"),
         _one(monitoring, f"histogram_quantile(0.5, {increase})"),
         _one(monitoring, f"histogram_quantile(0.99, {increase})"),
-        _one(monitoring, f"sum({modelled} {end})"),
     )
 
 
@@ -113,18 +110,54 @@ def judged(monitoring: Monitoring, act: Act) -> Outcome:
     return Outcome(act.incident, first - act.began, max(last - act.mended, 0.0), told)
 
 
-def summary(measurements: Sequence[Measured], outcomes: Sequence[Outcome]) -> str:
-    """Both as tables, for people."""
-    lines = [f"{'':24}{'rules':>9}{'p50':>10}{'p99':>10}{'rules cost':>12}"]
-    for seen in measurements:
-        title = f"{seen.era.services:,} Services, {seen.era.mode}"
-        times = f"{_us(seen.p50):>10}{_us(seen.p99):>10}{_us(seen.modelled):>12}"
-        lines.append(f"{title:24}{seen.rules:9,.0f}{times}")
-    lines += ["", f"{'incident':20}{'alert':28}{'fired after':>12}{'cleared after':>15}"]
-    for outcome in outcomes:
-        times = f"{outcome.fired:10.0f} s{outcome.cleared:13.0f} s"
-        lines.append(f"{outcome.incident.title:20}{outcome.incident.alert:28}{times}")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Summary:
+    """All that is told at the end. NaN is what Prometheus does not have."""
+
+    sizes: Sequence[Measured]
+    correlation: float
+    """Pearson's r of rules and p99 while the cluster grew, as the rules record it."""
+    slope: float
+    """Milliseconds of p99 by 10,000 rules, likewise."""
+    outcomes: Sequence[Outcome]
+
+    def text(self) -> str:
+        """For people."""
+        head = "a new connection through the last Service"
+        trend = f"r = {self.correlation:.2f}, {self.slope:.3f} ms for 10,000 rules"
+        if math.isnan(self.correlation):
+            trend = "too short a time to tell"
+        return "\n".join(
+            [
+                f"{head:44}{'rules':>9}{'p50':>9}{'p99':>9}",
+                *map(_size_line, self.sizes),
+                f"  {'rules and p99 as the cluster grew':33}{trend:>36}",
+                "",
+                f"{'incident':20}{'alert':28}{'fired after':>12}{'ceased after':>14}",
+                *map(_outcome_line, self.outcomes),
+            ]
+        )
+
+
+def _size_line(seen: Measured) -> str:
+    title = f"  {seen.era.services:,} Services, {seen.era.mode}"
+    return f"{title:44}{seen.rules:9,.0f}{_us(seen.p50):>9}{_us(seen.p99):>9}"
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    times = f"{outcome.fired:10.0f} s{outcome.cleared:12.0f} s"
+    return f"{outcome.incident.title:20}{outcome.incident.alert:28}{times}"
+
+
+def summed_up(monitoring: Monitoring, eras: Sequence[Era], acts: Sequence[Act]) -> Summary:
+    """Ask Prometheus for all that it has seen. The last era is the one in mode nftables."""
+    grown = f"@ {eras[-2].ended:.3f}"
+    return Summary(
+        [measured(monitoring, era) for era in eras],
+        _one(monitoring, f"{BY_NODE.correlation} {grown}"),
+        _one(monitoring, f"{BY_NODE.slope} {grown}"),
+        [judged(monitoring, act) for act in acts],
+    )
 
 
 def _us(seconds: float) -> str:
