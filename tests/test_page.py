@@ -26,7 +26,7 @@ from tests.lab import browser
 from tests.lab.namespace import Namespace
 from tests.screenshots import BREAKS, PICTURES, URL, shows, watched
 from tests.test_doctor import in_namespace, load_iptables, shell
-from tools.generate import README
+from tools.generate import COMMANDS
 from vipscope import page as room
 from vipscope.diagnosis.findings import findings
 from vipscope.history import INTERVAL, LENGTH, History, Sample
@@ -447,8 +447,8 @@ def test_in_a_browser_a_broken_nodes_page_shows_what_is_broken_and_why() -> None
 
 
 @pytest.mark.parametrize("name", ["page-healthy.png", "page-broken.png"])
-def test_the_readmes_pictures_are_there_and_small(name: str) -> None:
-    assert f"docs/{name}" in README.read_text()
+def test_the_pictures_of_the_documents_are_there_and_small(name: str) -> None:
+    assert f"({name})" in COMMANDS.read_text()
     assert 0 < (PICTURES / name).stat().st_size < 150 << 10
 
 

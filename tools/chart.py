@@ -223,7 +223,7 @@ README = """\
 
     helm install vipscope helm/vipscope --namespace vipscope --create-namespace
 
-What it installs, which privileges it takes and why is in the project's README, under Helm.
+What it installs, which privileges it takes and why is in docs/helm.md of the project.
 
 ## Values
 

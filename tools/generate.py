@@ -1,8 +1,9 @@
 """`make generate`: write what is derived from the code, so that no document can drift from it.
 
-exporter/METRICS.md comes from the catalogue; of README.md the flags come from the settings, and the
-excerpts of /metrics and of what the other commands print from golden files, which are what vipscope
-says of a captured node.
+exporter/METRICS.md comes from the catalogue and the flags in docs/flags.md from the settings.
+Excerpts of /metrics and of what the other commands print come from golden files, which are what
+vipscope says of a captured node. README.md's alerts come from the rules, and its costs from what
+the bench has written into docs/cost.md.
 Rules, alerts, examples and dashboards are rendered as `python -m alerts` and `python -m dashboards`
 do; see `chart` for helm/vipscope.
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import alerts.__main__ as rules
 import dashboards.__main__ as dashboards
+from alerts.render import groups
+from alerts.rule import Alert
 from alerts.settings import Settings as RuleSettings
 from tools import chart
 from vipscope import settings
@@ -24,6 +27,9 @@ from vipscope.metrics import CATALOGUE, PROXY_MODE, RULES, SERVICE_RULE_DEPTH, M
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "exporter" / "METRICS.md"
 README = ROOT / "README.md"
+FLAGS = ROOT / "docs" / "flags.md"
+COMMANDS = ROOT / "docs" / "commands.md"
+COST = ROOT / "docs" / "cost.md"
 GOLDEN = ROOT / "tests" / "golden" / "iptables.prom"
 TRACE = ROOT / "tests" / "golden" / "trace.txt"
 DOCTOR = ROOT / "tests" / "golden" / "doctor.txt"
@@ -34,6 +40,18 @@ SHOWN = (
     SERVICE_RULE_DEPTH.select(family="ipv4"),
 )
 """What README.md shows of the golden file: a few lines that say much."""
+
+COSTS = (
+    "first full count, nft backend",
+    "nothing changed |",
+    "one endpoint changed, mode iptables",
+    "one endpoint changed, mode nftables",
+    "IPVS, 5,000 of 13",
+    "`/metrics`, 10 scrapers at once",
+    "at rest, scraped every 15 s",
+    "resident memory of the node role with drift",
+)
+"""How the rows of docs/cost.md begin that README.md shows."""
 
 HEAD = """\
 # Metrics
@@ -96,16 +114,57 @@ def _is_selected(line: str, selector: str) -> bool:
     return re.split(r"[{ ]", line)[0] == name and all(each in line for each in matchers.split(","))
 
 
-def readme() -> str:
-    """README.md with its generated regions renewed."""
-    text = replace_region(README.read_text(), "flags", flags_table(settings.parser()))
-    text = replace_region(text, "excerpt", excerpt())
-    text = replace_region(
-        text, "trace", f"```\n$ vipscope trace ns-0/svc-0\n{TRACE.read_text()}```\n"
-    )
-    report = f"```\n$ vipscope doctor\n{DOCTOR.read_text()}```\n"
-    text = replace_region(text, "doctor", report)
-    return replace_region(text, "trace flags", flags_table(settings.trace_parser()))
+def alerts_table() -> str:
+    """A row for each subject: its alerts with their severities, each leading to its runbook."""
+    rows = []
+    for found in groups(RuleSettings()).values():
+        for group in found:
+            severities: dict[str, list[str]] = {}
+            for rule in group.rules:
+                if isinstance(rule, Alert):
+                    severities.setdefault(rule.name, []).append(rule.severity)
+            if severities:
+                links = (
+                    f"[{name}](alerts/RUNBOOKS.md#{name.lower()}) ({', '.join(each)})"
+                    for name, each in severities.items()
+                )
+                rows.append(f"| {group.name.removeprefix('vipscope-')} | {', '.join(links)} |\n")
+    return "| about | alerts |\n|---|---|\n" + "".join(rows)
+
+
+def costs() -> str:
+    """The rows of docs/cost.md that COSTS names, and the machine they are of."""
+    lines = COST.read_text().splitlines(keepends=True)
+    begin, end = lines.index("<!-- cost begin -->\n"), lines.index("<!-- cost end -->\n")
+    head, rows, machine = lines[begin + 1 : begin + 3], lines[begin + 3 : end - 2], lines[end - 1]
+    shown = [row for start in COSTS for row in rows if row.startswith(f"| {start}")]
+    if len(shown) != len(COSTS):
+        raise ValueError(f"{len(shown)} rows of {COST.name} begin as COSTS says, not {len(COSTS)}")
+    return "".join([*head, *shown, "\n", machine])
+
+
+def documents() -> dict[Path, str]:
+    """File -> text with its generated regions renewed."""
+    regions = {
+        README: {
+            "trace": f"```\n$ vipscope trace ns-0/svc-0\n{TRACE.read_text()}```\n",
+            "excerpt": excerpt(),
+            "alerts": alerts_table(),
+            "costs": costs(),
+        },
+        FLAGS: {
+            "flags": flags_table(settings.parser()),
+            "trace flags": flags_table(settings.trace_parser()),
+        },
+        COMMANDS: {"doctor": f"```\n$ vipscope doctor\n{DOCTOR.read_text()}```\n"},
+    }
+    texts = {}
+    for path, contents in regions.items():
+        text = path.read_text()
+        for name, content in contents.items():
+            text = replace_region(text, name, content)
+        texts[path] = text
+    return texts
 
 
 def replace_region(text: str, name: str, content: str) -> str:
@@ -132,7 +191,8 @@ def _cell(text: str) -> str:
 def main() -> None:
     """Write all generated files."""
     METRICS.write_text(metrics_page())
-    README.write_text(readme())
+    for path, text in documents().items():
+        path.write_text(text)
     rules.COMMAND.write(RuleSettings())
     dashboards.COMMAND.write(RuleSettings())
     chart.write()

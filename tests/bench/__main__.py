@@ -1,7 +1,7 @@
 """Run the benches and print one table: `python -m tests.bench [--write] [NAME ...]`.
 
-With `--write` the table goes into README.md. Nothing here asserts: a bound that is not met is a row
-that says so.
+With `--write` the table goes into docs/cost.md, and `make generate` puts some of it into README.md.
+Nothing here asserts: a bound that is not met is a row that says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.bench import (
     story,
     xtables,
 )
-from tools.generate import README, replace_region
+from tools.generate import COST, replace_region
 
 HEAD = "| what | measured | other tool | ratio | bound | met |\n|---|---|---|---|---|---|\n"
 MEBIBYTE = 1 << 20
@@ -283,7 +283,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/cost.md")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - BENCHES.keys():
         parser.error(f"no bench {', '.join(sorted(unknown))}")
@@ -295,7 +295,7 @@ def main() -> None:
     text = f"{table}\n{machine.describe()} {size}\n"
     print(text, end="")  # noqa: T201 - a command prints
     if arguments.write:
-        README.write_text(replace_region(README.read_text(), "cost", text))
+        COST.write_text(replace_region(COST.read_text(), "cost", text))
 
 
 if __name__ == "__main__":

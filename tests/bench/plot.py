@@ -1,4 +1,4 @@
-"""Lines in a picture: as much of SVG as README.md needs, legible on white and on black."""
+"""Lines in a picture: as much of SVG as the documents need, legible on white and on black."""
 
 from __future__ import annotations
 

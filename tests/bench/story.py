@@ -5,7 +5,7 @@ prober makes connections to the last of them, the one that the kernel finds last
 its endpoint. Mode ipvs runs in User Mode Linux, whose system calls are slow, but not its kernel's
 own work: there the growth means something, and not what it begins with.
 
-With `--write` the table goes into README.md and the plot beside it.
+With `--write` the table goes into docs/latency.md and the plot beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.lab import rulesets, uml
 from tests.lab.namespace import Backend, Namespace
 from tests.lab.node import POD, furnish
 from tests.lab.rulesets import Endpoint, Service
-from tools.generate import README, ROOT, replace_region
+from tools.generate import ROOT, replace_region
 from vipscope.budget import Budget
 from vipscope.collectors.base import Collector
 from vipscope.collectors.nftables import Nftables
@@ -39,6 +39,7 @@ from vipscope.probe.prober import MOST_REMEMBERED
 from vipscope.settings import Settings, parse_probe_target
 from vipscope.snapshot import Ruleset
 
+PAGE = ROOT / "docs" / "latency.md"
 PICTURE = ROOT / "tests" / "bench" / "story.svg"
 SIZES = (100, 1000, 5000, 10_000, 20_000)
 Path = Literal["vip", "direct"]
@@ -223,7 +224,7 @@ def main() -> None:
     text = f"{story.table(told)}\n{machine.describe()}\n"
     print(text, end="")  # noqa: T201 - a command prints
     if write:
-        README.write_text(replace_region(README.read_text(), "story", text))
+        PAGE.write_text(replace_region(PAGE.read_text(), "story", text))
         story.PICTURE.write_text(story.picture(told))
 
 

@@ -72,18 +72,6 @@ def test_every_series_is_of_the_catalogue_or_recorded(rule: Record | Alert) -> N
     assert [name for name in names if not metric_named(name)] == []
 
 
-@pytest.mark.parametrize("path", [HERE / "RUNBOOKS.md", HERE.parent / "README.md"])
-def test_every_series_in_the_documents_is_too(path: Path) -> None:
-    text = path.read_text()
-    names = set(ours(text))
-    assert len(names) > 20
-    assert {name for name in names if not metric_named(name)} == set()
-    for name, matchers in re.findall(rf"({NAME})\{{(.*?)\}}", text):
-        metric = metric_named(name)
-        if metric:
-            assert set(re.findall(r"(\w+)=", matchers)) <= {*metric.labels, *NODE}, name
-
-
 @each_rule
 def test_every_matcher_names_a_label_of_its_series(rule: Record | Alert) -> None:
     for name, matchers in re.findall(rf"({NAME})\{{(.*?)\}}", rule.expr):

@@ -22,7 +22,7 @@ from vipscope.web.config import (
 PATH = Path("/etc/vipscope/web.yml")
 HASH = "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"
 TLS = "tls_server_config:\n  cert_file: tls.crt\n  key_file: /run/tls.key\n"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tls.md"
 
 EVERYTHING = f"""\
 {TLS}\
@@ -235,7 +235,7 @@ def test_anchors_do_not_multiply() -> None:
 
 
 def test_the_readmes_example_is_good() -> None:
-    (example,) = re.findall(r"```yaml\n(tls_server_config:.*?)```", README.read_text(), re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(tls_server_config:.*?)```", PAGE.read_text(), re.DOTALL)
     config = parse(example, PATH)
     assert config.tls is not None
     assert config.users
