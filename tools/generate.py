@@ -124,11 +124,12 @@ def alerts_table() -> str:
                 if isinstance(rule, Alert):
                     severities.setdefault(rule.name, []).append(rule.severity)
             if severities:
+                subject = group.name.removeprefix("vipscope-").removesuffix("-alerts")
                 links = (
                     f"[{name}](alerts/RUNBOOKS.md#{name.lower()}) ({', '.join(each)})"
                     for name, each in severities.items()
                 )
-                rows.append(f"| {group.name.removeprefix('vipscope-')} | {', '.join(links)} |\n")
+                rows.append(f"| {subject} | {', '.join(links)} |\n")
     return "| about | alerts |\n|---|---|\n" + "".join(rows)
 
 
