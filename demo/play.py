@@ -28,7 +28,7 @@ DOORS: Mapping[int, tuple[str, str]] = {
     9093: ("Alertmanager", "/"),
 }
 """What to open in a browser, by port: what it shows, and the path."""
-SETTLED = 7.0
+SETTLED = 6.0
 """Seconds after which the rules' shortest window, 5 of them, has seen nothing else."""
 PATIENCE = 90.0
 """Seconds to wait for an alert, on a machine that is busy with other things."""
@@ -120,9 +120,10 @@ class _Play:
         self.eras.append(Era(services, mode, began, time.time()))
 
     def _wait_until_it_fires(self, act: Act) -> None:
+        """And Alertmanager has told somebody."""
         alert = act.incident.alert
-        self._wait(lambda: self._fires(act), f"{alert} to fire", act)
-        self._say(f"{alert} fires, after {time.time() - act.began:.0f} s")
+        self._wait(lambda: self._fires(act) and self._is_told_of(alert), f"{alert} to fire", act)
+        self._say(f"{alert} has come, after {time.time() - act.began:.0f} s")
 
     def _wait(self, condition: Callable[[], bool], what: str, act: Act | None = None) -> None:
         end = time.monotonic() + PATIENCE
@@ -144,6 +145,9 @@ class _Play:
 
     def _fires(self, act: Act) -> bool:
         return readings.fires(self._watched, act.incident)
+
+    def _is_told_of(self, alert: str) -> bool:
+        return any(name == alert for name, _ in self._watched.told())
 
     def _say(self, text: str) -> None:
         self._board.say(text)

@@ -87,15 +87,13 @@ class Act:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What Prometheus and Alertmanager have seen of an incident."""
+    """What Prometheus has seen of an incident."""
 
     incident: Incident
     fired: float
     """Seconds from when it broke until its alert fired first."""
-    cleared: float
+    ceased: float
     """Seconds from when it was mended until its alert fired last, 0 at least."""
-    notified: bool
-    """Whether somebody was told."""
 
 
 def judged(monitoring: Monitoring, act: Act) -> Outcome:
@@ -106,8 +104,7 @@ def judged(monitoring: Monitoring, act: Act) -> Outcome:
     times = f"timestamp({_alert(act.incident)})[{now - act.began:.0f}s:1s] @ {now:.3f}"
     first = _one(monitoring, f"min(min_over_time({times}))")
     last = _one(monitoring, f"max(max_over_time({times}))")
-    told = any(name == act.incident.alert for name, _ in monitoring.told())
-    return Outcome(act.incident, first - act.began, max(last - act.mended, 0.0), told)
+    return Outcome(act.incident, first - act.began, max(last - act.mended, 0.0))
 
 
 @dataclass(frozen=True)
@@ -129,9 +126,9 @@ class Summary:
             trend = "too short a time to tell"
         return "\n".join(
             [
-                f"{head:44}{'rules':>9}{'p50':>9}{'p99':>9}",
+                f"{head:44}{'rules':>9}{'p50':>11}{'p99':>11}",
                 *map(_size_line, self.sizes),
-                f"  {'rules and p99 as the cluster grew':33}{trend:>36}",
+                f"  {'rules and p99 as the cluster grew':33}{trend:>40}",
                 "",
                 f"{'incident':20}{'alert':28}{'fired after':>12}{'ceased after':>14}",
                 *map(_outcome_line, self.outcomes),
@@ -141,11 +138,11 @@ class Summary:
 
 def _size_line(seen: Measured) -> str:
     title = f"  {seen.era.services:,} Services, {seen.era.mode}"
-    return f"{title:44}{seen.rules:9,.0f}{_us(seen.p50):>9}{_us(seen.p99):>9}"
+    return f"{title:44}{seen.rules:9,.0f}{_us(seen.p50):>11}{_us(seen.p99):>11}"
 
 
 def _outcome_line(outcome: Outcome) -> str:
-    times = f"{outcome.fired:10.0f} s{outcome.cleared:12.0f} s"
+    times = f"{outcome.fired:10.0f} s{outcome.ceased:12.0f} s"
     return f"{outcome.incident.title:20}{outcome.incident.alert:28}{times}"
 
 
