@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tests.bench import (
     abuse,
+    dashboards,
     drift,
     exporter,
     ipvs,
@@ -20,10 +21,12 @@ from tests.bench import (
     nftables,
     node,
     probe,
+    slope,
     start,
     story,
     xtables,
 )
+from tests.dashboards.asking import SECONDS
 from tools.generate import COST, replace_region
 
 HEAD = "| what | measured | other tool | ratio | bound | met |\n|---|---|---|---|---|---|\n"
@@ -73,6 +76,10 @@ def _cpu(value: float) -> str:
 
 def _times(value: float) -> str:
     return f"{value:.2g}"
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.2g} %"
 
 
 def _share(value: float) -> str:
@@ -239,6 +246,21 @@ def story_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def slope_rows() -> list[Row]:
+    """The slope that the rules record, beside that of the raw measurements of the story."""
+    rows = []
+    for backend, (recorded, fitted) in slope.measure().items():
+        off = abs(recorded / fitted - 1)
+        rows.append(
+            Row(
+                f"slope of p99 over rules as the rules record it, {backend}", off, 0.15, _percent,
+                f"{recorded:.3f} ms per 10,000 rules, {_percent(off)} off",
+                f"a line through raw p99s: {fitted:.3f} ms", recorded / fitted,
+            )
+        )  # fmt: skip
+    return rows
+
+
 def start_rows() -> list[Row]:
     """The image, started as the chart starts it."""
     found = start.measure()
@@ -266,6 +288,21 @@ def abuse_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def dashboards_rows() -> list[Row]:
+    """What people who look at dashboards wait for."""
+    found = dashboards.measure()
+    return [
+        Row(
+            f"dashboards of {dashboards.NODES:,} nodes, longest of {found['queries']} queries",
+            found["longest"], SECONDS, _seconds,
+        ),
+        Row(
+            "the same, all queries of one dashboard, one after another",
+            found["dashboard"], SECONDS, _seconds,
+        ),
+    ]  # fmt: skip
+
+
 BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "nftables": nftables_rows,
     "xtables": xtables_rows,
@@ -274,8 +311,10 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "drift": drift_rows,
     "probe": probe_rows,
     "story": story_rows,
+    "slope": slope_rows,
     "start": start_rows,
     "abuse": abuse_rows,
+    "dashboards": dashboards_rows,
 }
 
 

@@ -1,18 +1,18 @@
-"""Does the slope that the rules record agree with what was measured? `python -m tests.bench.slope`.
+"""Does the slope that the rules record agree with what was measured?
 
-A namespace grows from 100 to 20,000 Services in mode iptables; the prober's handshakes through the
-last of them are measured on this kernel. Their histogram is then scraped, an hour a size, through
-the recording rules, and the slope of p99 over rules set beside a line through the raw p99s.
+The handshakes are those of the story, in mode iptables on this kernel. Their histogram is scraped,
+the better part of an hour a size, through the recording rules, and the slope of p99 over rules set
+beside a line through the raw p99s.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from alerts.association import BY_NODE
 from tests.bench import story
@@ -22,13 +22,33 @@ from tests.rules.promtool import Input, one
 from vipscope import metrics as m
 from vipscope.probe.prober import BOUNDS
 
-SIZES = (100, 5000, 10_000, 15_000, 20_000)
 BACKENDS: Sequence[Backend] = ("nft", "legacy")
 MINUTES, BETWEEN = 40, 7
 """Scrapes of one size, and of nothing before the next: longer than a rate looks back."""
 
 
-def scraped(points: Sequence[story.Point]) -> Input:
+class Slopes(NamedTuple):
+    """p99 over rules, in ms per 10,000 rules."""
+
+    recorded: float
+    """By the recording rules."""
+    fitted: float
+    """Of a line through the p99s of the raw measurements."""
+
+
+def measure() -> Mapping[Backend, Slopes]:
+    """Both, on each backend of iptables."""
+    return {
+        backend: _slopes([story.iptables(size, backend) for size in story.SIZES])
+        for backend in BACKENDS
+    }
+
+
+def _slopes(points: Sequence[story.Point]) -> Slopes:
+    return Slopes(_recorded(points), _fitted(points))
+
+
+def _scraped(points: Sequence[story.Point]) -> Input:
     """What Prometheus would have scraped: the rules, and a histogram that goes on growing."""
     bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
     rules: list[str] = []
@@ -46,30 +66,13 @@ def scraped(points: Sequence[story.Point]) -> Input:
     }
 
 
-def recorded(points: Sequence[story.Point]) -> float:
-    """The slope by the recording rules, in ms per 10,000 rules."""
+def _recorded(points: Sequence[story.Point]) -> float:
     minutes = len(points) * (MINUTES + BETWEEN) - BETWEEN - 1
     with tempfile.TemporaryDirectory() as directory:
-        return promtool.value(Path(directory), scraped(points), minutes, BY_NODE.slope)
+        return promtool.value(Path(directory), _scraped(points), minutes, BY_NODE.slope)
 
 
-def fitted(points: Sequence[story.Point]) -> float:
-    """The slope of a line through the p99s of the raw measurements, in ms per 10,000 rules."""
+def _fitted(points: Sequence[story.Point]) -> float:
     p99s = [statistics.quantiles(each["vip"], n=100, method="inclusive")[98] for each in points]
     line = statistics.linear_regression([each["rules"] for each in points], p99s)
     return line.slope * 1000 * 10_000
-
-
-def main() -> None:
-    """Measure and print."""
-    for backend in BACKENDS:
-        points = [story.iptables(size, backend) for size in SIZES]
-        by_rules, by_hand = recorded(points), fitted(points)
-        sys.stdout.write(
-            f"{backend}: recorded {by_rules:.4f}, fitted {by_hand:.4f} ms per 10,000 rules,"
-            f" ratio {by_rules / by_hand:.2f}\n"
-        )
-
-
-if __name__ == "__main__":
-    main()

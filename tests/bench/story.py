@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import random
 import re
 import socket
@@ -101,6 +102,7 @@ def services_of(size: int) -> list[Service]:
     return [replace(each, endpoints=(pod,)) for each in rulesets.cluster(size, 1)]
 
 
+@functools.cache  # `slope` asks for the same points
 def iptables(size: int, backend: Backend) -> Point:
     text = rulesets.iptables(services_of(size))
     *_, last = re.findall(r"^-A KUBE-SERVICES -d ([\d.]+)/32 .* -j KUBE-SVC-", text, re.MULTILINE)
