@@ -16,7 +16,8 @@ DEMO ?=
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m vipscope $(ARGS)
 
-test: $(VENV)/test.stamp
+# With lint's tools, for a test lints what docs/contributing-by-example.md makes.
+test: $(VENV)/lint.stamp
 	@tools/setup system $(VENV)
 	@$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(if $(ARGS),,--numprocesses=$(WORKERS) --dist=worksteal) $(ARGS)

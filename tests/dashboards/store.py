@@ -55,8 +55,8 @@ def missing() -> str:
     )
 
 
-def make(directory: Path, nodes: int, settings: Settings, wanted: Collection[str]) -> None:
-    """Fill the directory with the history of that many nodes, and all that is recorded of it.
+def scrape(directory: Path, nodes: int, wanted: Collection[str]) -> None:
+    """Fill the directory with the history of that many nodes.
 
     `wanted` are the names of the series that are needed.
     """
@@ -65,6 +65,11 @@ def make(directory: Path, nodes: int, settings: Settings, wanted: Collection[str
         file.writelines(history.lines(nodes, wanted))
     _promtool(directory, "openmetrics", text.name, _DATA)
     text.unlink()
+
+
+def make(directory: Path, nodes: int, settings: Settings, wanted: Collection[str]) -> None:
+    """The same, and all that is recorded of it."""
+    scrape(directory, nodes, wanted)
     for level in _levels(settings):
         groups = {"groups": [{"name": "level", "rules": level}]}
         (directory / _RULES).write_text(render.to_yaml(groups))
