@@ -26,6 +26,7 @@ CONCERNED = (
     "tests/test_cli.py -k every_collector",
     "tests/test_settings.py tests/test_metrics.py tests/test_generate.py",
     "tests/diagnosis/test_findings.py",
+    "tests/test_documents.py -k 'tables or series'",
     "tests/test_exposition.py -k every_metric",
 )
 """Of all tests, which `make test` runs, those that see a new collector and no step asks for."""
