@@ -109,8 +109,8 @@ INCIDENTS: Sequence[Incident] = (
     ),
     Incident(
         "switch to nftables",
-        "kube-proxy runs in mode nftables now; its iptables rules are in the way still.",
-        "the iptables rules are removed",
+        "kube-proxy runs in mode nftables now: latency falls. Its iptables rules were left behind.",
+        "they are removed",
         "VipscopeModeLeftovers",
         breaks=Site.switch_to_nftables,
         mends=Site.remove_iptables,
