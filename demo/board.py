@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from vipscope.probe.prober import BOUNDS
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_ALERTS = 6
 _GRAPH = 40
 """Beats that a graph shows."""
+
+
+def microseconds(seconds: float) -> str:
+    """A latency of the prober's histogram, in which all up to the first bound is one."""
+    return f"{'≤ ' * (seconds <= BOUNDS[0])}{max(seconds, BOUNDS[0]) * 1e6:,.0f} µs"
 
 
 class Board:
@@ -43,13 +50,13 @@ class Board:
             "",
             self._line("Services", "services"),
             self._line("rules", "rules"),
-            self._line("new connection, p50", "p50", 1e6, " µs"),
-            self._line("                p99", "p99", 1e6, " µs"),
+            self._line("new connection, p50", "p50", microseconds),
+            self._line("                p99", "p99", microseconds),
             self._line("Services in drift", "drift_services"),
             self._line("endpoints in drift", "drift_endpoints"),
-            self._line("Services to nobody", "unroutable"),
+            self._line("route to nobody", "unroutable"),
             self._line("changes a second", "churn"),
-            self._line("conntrack", "conntrack", 100, " %"),
+            self._line("conntrack", "conntrack", "{:.0%}".format),
             "",
             "Alerts",
             *self._alert_lines(),
@@ -61,10 +68,12 @@ class Board:
         lines += self.log[-max(1, height - 1 - len(lines)) :]
         return "\n".join(line[: width - 1] for line in lines[: height - 1])
 
-    def _line(self, title: str, reading: str, factor: float = 1, unit: str = "") -> str:
+    def _line(
+        self, title: str, reading: str, show: Callable[[float], str] = "{:,.0f}".format
+    ) -> str:
         """A reading as a number, and how it has gone."""
         value = self._history[-1].get(reading)
-        number = "-" if value is None else f"{value * factor:,.0f}{unit}"
+        number = "-" if value is None else show(value)
         values = [each.get(reading, 0.0) for each in self._history[-_GRAPH:]]
         highest = max(values) or 1.0
         graph = "".join(_BARS[min(7, int(8 * each / highest))] for each in values)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from alerts.association import BY_NODE
 from alerts.growth import NODE_RULES
 from alerts.latency import LATENCY
+from demo.board import microseconds
 from demo.incidents import Incident
 from tests.lab.monitoring import Monitoring
 from vipscope import metrics as m
@@ -138,7 +139,7 @@ class Summary:
 
 def _size_line(seen: Measured) -> str:
     title = f"  {seen.era.services:,} Services, {seen.era.mode}"
-    return f"{title:44}{seen.rules:9,.0f}{_us(seen.p50):>11}{_us(seen.p99):>11}"
+    return f"{title:44}{seen.rules:9,.0f}{microseconds(seen.p50):>11}{microseconds(seen.p99):>11}"
 
 
 def _outcome_line(outcome: Outcome) -> str:
@@ -155,10 +156,6 @@ def summed_up(monitoring: Monitoring, eras: Sequence[Era], acts: Sequence[Act]) 
         _one(monitoring, f"{BY_NODE.slope} {grown}"),
         [judged(monitoring, act) for act in acts],
     )
-
-
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:,.0f} µs"
 
 
 def _alert(incident: Incident) -> str:

@@ -77,7 +77,7 @@ def test_each_incident_of_the_short_demonstration_fires_its_alert_that_ceases(
         ).groups()  # type: ignore[union-attr]
         assert int(fired) > 0
         assert int(ceased) < 60
-    row = r"^  [\d,]+ Services, \w+ +([\d,]+) +[\d,]+ µs +[\d,]+ µs$"
+    row = r"^  [\d,]+ Services, \w+ +([\d,]+) +(?:≤ )?[\d,]+ µs +(?:≤ )?[\d,]+ µs$"
     found = re.findall(row, done.stdout, re.MULTILINE)
     few, _, many, maps = (int(rules.replace(",", "")) for rules in found)
     # Of a Service of three endpoints: 11 rules in mode iptables, and one in mode nftables.
@@ -156,13 +156,15 @@ def test_the_board_shows_what_is_and_how_it_went() -> None:
     board = Board({"Prometheus": "127.0.0.1:9090/alerts"})
     board.title = "1 of 7: growth"
     for rules in (100.0, 50_000.0, 100_000.0):
-        board.see({"rules": rules, "p50": rules * 1e-9}, [])
+        board.see({"rules": rules, "p50": rules * 2e-9, "p99": 5e-5, "conntrack": 0.07}, [])
     board.say("it grew")
     text = board.text(100, 40)
     assert "1 of 7: growth" in text
     assert re.search(r"^rules +100,000  ▁▁▅█$", text, re.MULTILINE)
-    assert re.search(r"^new connection, p50 +100 µs ", text, re.MULTILINE)
-    assert re.search(r"^conntrack +-  ", text, re.MULTILINE)  # nobody has said
+    assert re.search(r"^new connection, p50 +200 µs ", text, re.MULTILINE)
+    assert re.search(r"^ +p99 +≤ 100 µs ", text, re.MULTILINE)
+    assert re.search(r"^conntrack +7%  ", text, re.MULTILINE)
+    assert re.search(r"^changes a second +-  ", text, re.MULTILINE)  # nobody has said
     assert "http://127.0.0.1:9090/alerts" in text
     assert re.search(r"^Alerts\n  none$", text, re.MULTILINE)
     assert re.search(r"^ 0:00  it grew$", text, re.MULTILINE)
