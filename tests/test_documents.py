@@ -100,7 +100,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["nowhere.md", "#nothing", "docs/flags.md#nothing", "../main/README.md", "http://example.com"],
+    ["nowhere.md", "#nothing", "docs/flags.md#nothing", "../README.md", "http://example.com"],
 )
 def test_a_link_that_leads_nowhere_is_found(target: str) -> None:
     assert list(
@@ -256,7 +256,7 @@ BUILT = RunBy(
 )  # by the steps of the Dockerfile: there is no engine here
 
 COMMANDS: Mapping[str, Check | RunBy | NotRun] = {
-    "make demo": NotRun("it takes ten minutes: its short form is run"),
+    "make demo": NotRun("it takes seven minutes: its short form is run"),
     "make demo DEMO=short": RunBy(
         "tests/test_demo.py::"
         "test_each_incident_of_the_short_demonstration_fires_its_alert_that_ceases"

@@ -6,10 +6,12 @@ import gzip
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -506,3 +508,33 @@ def test_uml_is_stopped_when_the_time_is_up_and_says_what_was_printed_till_then(
 def test_uml_reports_a_kernel_that_stops_early() -> None:
     with pytest.raises(LabError, match="Module nonsense not found"):
         uml.run(["true"], modules=("nonsense",))
+
+
+@in_namespace
+@pytest.mark.parametrize("last", ["iptables", "nftables"])
+def test_of_two_programs_that_translate_the_one_whose_chain_came_last_does(
+    namespace: Namespace, last: str
+) -> None:
+    """As RUNBOOKS.md says of leftovers."""
+    (service,) = rulesets.cluster(1, 2)
+    by_iptables, by_nftables = (service.without(each) for each in service.endpoints[::-1])
+    load: dict[str, Callable[[], object]] = {
+        "iptables": partial(namespace.restore, rulesets.iptables([by_iptables])),
+        "nftables": partial(namespace.nft, rulesets.nftables([by_nftables])),
+    }
+    for mode in sorted(load, key=lambda each: each == last):
+        load[mode]()
+    namespace.run("ip", "address", "add", rulesets.POD_RANGE, "dev", "lo")
+    namespace.run("ip", "route", "add", rulesets.SERVICE_RANGE, "dev", "lo")
+    answering = by_iptables if last == "iptables" else by_nftables
+    assert namespace.call(connects, service, answering.endpoints[0])
+
+
+def connects(service: Service, only: Endpoint) -> bool:
+    """Whether a connection to the Service gets to this endpoint, which alone listens."""
+    with socket.create_server((only.address, only.port)):
+        try:
+            socket.create_connection((service.cluster_ip, service.port), timeout=5).close()
+        except ConnectionRefusedError:
+            return False
+        return True
