@@ -22,6 +22,7 @@ Prometheus and Alertmanager. Without that these work:
   make run    vipscope itself: what it may not read it calls denied, the rest it shows
   make test   the tests that need neither; the others are skipped, and say why
 """
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OTHER_SCREEN, _FIRST_SCREEN, _ANEW = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
 
 
@@ -58,9 +59,6 @@ def _interrupt(*_: object) -> NoReturn:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:

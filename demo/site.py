@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab import rulesets
@@ -64,12 +64,13 @@ class Site:
     def grow(self, size: int) -> None:
         """Make it that many Services in all."""
         more = [each for each in _services(size) if str(each) not in self._wanted]
-        self._want(more)
+        self.want(*more)
         self.sync()
 
     def want(self, *changed: Service) -> None:
-        """Have the API want this of the Services."""
-        self._want(changed)
+        """Have the API want these Services, new or changed."""
+        self._wanted |= {str(each): each for each in changed}
+        self.node.want(changed)
 
     def select(self, service: Service, **labels: str) -> None:
         """Have the Service select Pods by other labels; those who have none are its endpoints."""
@@ -116,7 +117,7 @@ class Site:
         """Take an endpoint from each of some Services, or give it back, and write that."""
         self._flapping = not self._flapping
         some = rulesets.cluster(CHURNING, ENDPOINTS)
-        self._want(each.without(each.endpoints[0]) if self._flapping else each for each in some)
+        self.want(*(each.without(each.endpoints[0]) if self._flapping else each for each in some))
         self.sync()
 
     def settle(self) -> None:
@@ -131,11 +132,6 @@ class Site:
     def empty_conntrack(self) -> None:
         """Let all of them end."""
         self.node.empty_conntrack()
-
-    def _want(self, changed: Iterable[Service]) -> None:
-        changed = list(changed)
-        self._wanted |= {str(each): each for each in changed}
-        self.node.want(changed)
 
     def _write_nftables(self, wanted: Sequence[Service]) -> None:
         # One transaction, in which the table is made anew, as at kube-proxy's start.
