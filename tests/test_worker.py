@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import resource
 import threading
 import time
 import weakref
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +73,42 @@ async def test_does_not_hold_on_to_a_result() -> None:
     del result
     await until(lambda: gone() is None)
     worker.stop()
+
+
+def test_memory_of_large_blocks_is_given_back() -> None:
+    """Also where one that was larger has been freed before, and something small lies behind."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=tell_growth, args=(theirs,))
+    process.start()
+    assert ours.recv() < 2 << 20
+    process.join()
+
+
+def tell_growth(answer: Connection) -> None:
+    """Send the resident bytes by which a process grows whose worker used much memory."""
+    worker = Worker("test")
+    kept = []
+
+    def use_much() -> None:
+        bytearray(b"x" * (16 << 20))
+        blocks = [bytearray(b"x" * (1 << 20)) for _ in range(12)]
+        kept.append(bytes(1000))
+        del blocks
+
+    async def measure() -> int:
+        await worker.run(lambda: None)
+        before = resident()
+        await worker.run(use_much)
+        return resident() - before
+
+    answer.send(asyncio.run(measure()))
+    worker.stop()
+
+
+def resident() -> int:
+    """Resident bytes of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 async def test_its_thread_ends_after_stop() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import queue
 import threading
 import time
@@ -15,6 +16,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE = 128 * 1024
+"""Bytes of a block that goes back to the system as soon as it is freed: where glibc begins."""
 
 
 class BusyError(Exception):
@@ -40,6 +45,7 @@ class Worker:
         if self._busy:
             raise BusyError("the last read has not come back")
         if self._thread is None:
+            _give_back_large_blocks()
             self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
@@ -77,6 +83,17 @@ class Worker:
             work()
             # Held on to until the next work comes, it would keep alive what it returned.
             del work
+
+
+def _give_back_large_blocks() -> None:
+    """Have the process keep none of the memory that a read needed for its lists.
+
+    Left alone, glibc keeps ever larger blocks: up to the size of the largest that was freed, and of
+    a thread's arena twice as much. Another C library may not know the call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _ordinary(error: BaseException) -> Exception:
