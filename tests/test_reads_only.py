@@ -34,6 +34,7 @@ from vipscope.netlink.nfnetlink import (
     NETLINK_NETFILTER,
     NLM_F_DUMP,
     NLM_F_REQUEST,
+    SO_ATTACH_FILTER,
     SO_RCVBUFFORCE,
     SOL_NETLINK,
     Get,
@@ -65,6 +66,7 @@ REQUESTS = {*Get, RTM_GETADDR}
 """Types of message that may go to the kernel over netlink."""
 SOCKET_OPTIONS = {
     (socket.SOL_SOCKET, SO_RCVBUFFORCE),
+    (socket.SOL_SOCKET, SO_ATTACH_FILTER),
     (socket.SOL_SOCKET, socket.SO_RCVTIMEO),
     (SOL_NETLINK, NETLINK_ADD_MEMBERSHIP),
     # of the server's and the kube-proxy collector's TCP sockets

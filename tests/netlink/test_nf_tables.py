@@ -80,15 +80,15 @@ def datagrams() -> list[bytes]:
 
 
 @cache
-def layouts() -> dict[int, ChainLayout]:
+def layouts() -> set[ChainLayout]:
     """The layouts of the chains in the real answers."""
-    found = {}
+    found = set()
     for data in datagrams():
         for kind, _, family, _, payload in messages(memoryview(data)):
             if kind == Get.CHAIN - 1:
                 layout = chain_layout(chain_head(family, payload), payload)
                 if layout is not None:
-                    found[layout.rows.size] = layout
+                    found.add(layout)
     return found
 
 
@@ -103,7 +103,7 @@ def swallow(data: bytes) -> None:
         lambda: read_datagram(data, Notified()),
         lambda: [list(attributes(payload)) for _, _, payload in each()],
         lambda: [chain_head(family, payload) for _, family, payload in each()],
-        lambda: chain_run(memoryview(data), layouts()),
+        lambda: [chain_run(memoryview(data), layout) for layout in layouts()],
         lambda: [set_head(family, payload) for _, family, payload in each()],
         lambda: [element_keys(payload) for _, _, payload in each()],
         lambda: [nft_rule.decode(payload) for _, _, payload in each()],
@@ -140,7 +140,7 @@ def test_a_truncated_answer_is_never_counted_short(data: st.DataObject) -> None:
     lengths = [struct.unpack_from("=I", cut, 0)[0]] if len(cut) >= 4 else [0]
     while sum(lengths) + 4 <= len(cut):
         lengths.append(struct.unpack_from("=I", cut, sum(lengths))[0])
-    if sum(lengths) == len(cut):
+    if sum(lengths) == len(cut) and nfnetlink.HEADER not in lengths:
         assert tally(words, len(cut)) == len(lengths)
     else:
         with pytest.raises(BrokenError):
@@ -170,7 +170,7 @@ def test_only_questions_can_be_sent() -> None:
                 with pytest.raises(ValueError, match="is not a valid Get"):
                     asking.ask(kind, 2, dump=True)
                 with pytest.raises(ValueError, match="is not a valid Get"):
-                    next(asking.count(kind, 2, b"", 2, ["c"]))
+                    asking.count(kind, 2, b"", 2, ["c"])
     finally:
         asking.close()
 
@@ -287,6 +287,110 @@ def test_names_of_every_length_survive_the_round_trip() -> None:
         assert namespace.call(read) == (names, list(range(len(names))))
 
 
+@in_namespace
+def test_rules_are_counted_in_chains_of_one_datagram_of_many_and_of_none() -> None:
+    sizes = {"none": 0, "one": 1, "some": 40, "empty": 0, "many": 2000, "last": 300}
+
+    def read() -> list[list[int]]:
+        reader = Reader()
+        try:
+            return [reader.count_rules(2, "t", names) for names in (sizes, ["many"], ["none"], [])]
+        finally:
+            reader.close()
+
+    rules = "\n".join(
+        f'add rule ip t {name} counter comment "{number}"'
+        for name, size in sizes.items()
+        for number in range(size)
+    )
+    with Namespace() as namespace:
+        namespace.nft("\n".join(["add table ip t"] + [f"add chain ip t {each}" for each in sizes]))
+        namespace.nft(rules)
+        assert namespace.call(read) == [list(sizes.values()), [2000], [0], []]
+
+
+@pytest.mark.parametrize("names", [["two"], ["two", "empty"], ["empty", "two"]])
+@in_namespace
+def test_a_dump_that_goes_on_unexpectedly_is_an_error_and_no_count(names: list[str]) -> None:
+    """Behind a small rule one that does not fit into the same datagram."""
+
+    def read() -> None:
+        reader = Reader()
+        try:
+            with pytest.raises(BrokenError, match="busy"):
+                reader.count_rules(2, "filter", names)
+        finally:
+            reader.close()
+
+    comments = ["-m", "comment", "--comment", "x" * 255] * 107
+    with Namespace() as namespace:
+        for name in ("two", "empty"):
+            namespace.run("iptables-nft", "-N", name)
+        for conditions in (["-m", "comment", "--comment", "x" * 255] * 4, comments):
+            namespace.run("iptables-nft", "-A", "two", *conditions, "-j", "RETURN")
+        namespace.call(read)
+
+
+def test_the_kernel_keeps_back_the_end_of_a_quiet_dump_and_nothing_else() -> None:
+    quiet = 0x01010101
+    kept = struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, quiet, 0, 0)
+    told = [
+        struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, 0, 0, 0),
+        struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, quiet, 0, -4),
+        struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_ERROR, 2, quiet, 0, 0),
+        struct.pack("=IHHIIi", 24, Get.RULE - 1, 2, quiet, 0, 0) + b"rule",
+    ]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        nfnetlink.quieten(ours)
+        for message in told:
+            theirs.send(message)
+            theirs.send(kept)
+        ours.setblocking(False)
+        assert [ours.recv(100) for _ in told] == told
+        with pytest.raises(BlockingIOError):
+            ours.recv(100)
+
+
+def test_the_end_of_a_dump_is_not_counted_as_an_object() -> None:
+    rule = struct.pack("=IHHII", 24, Get.RULE - 1, 2, 0, 0) + bytes(8)
+    end = struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, 0, 0, 0)
+    words = memoryview(rule + end).cast("I")
+    assert tally(words, len(rule)) == 1
+    with pytest.raises(BrokenError, match="20 bytes"):
+        tally(words, len(rule + end))
+
+
+@in_namespace
+def test_chains_of_many_datagrams_are_told_with_their_tables_and_handles() -> None:
+    """Names of several lengths, and base chains among them."""
+    names = [f"c{'c' * (number // 300)}-{number:04}" for number in range(3000)]
+    script = ["add table ip t", "add table ip6 u"]
+    for number, name in enumerate(names):
+        hook = "{ type filter hook input priority 0; }" if number % 999 == 1 else ""
+        table = "ip t" if number < 2000 else "ip6 u"
+        script.append(f"add chain {table} {name} {hook}")
+
+    def read() -> list[tuple[int, str, str]]:
+        reader = Reader()
+        found: list[tuple[int, str, str]] = []
+        newest: dict[str, int] = {}
+        for chain in reader.chains():
+            run = chain.names if isinstance(chain, ChainRun) else [chain.name]
+            found += [(chain.family, chain.table, name) for name in run]
+            last = chain.newest if isinstance(chain, ChainRun) else chain.handle
+            newest[chain.table] = max(newest.get(chain.table, 0), last)
+        reader.close()
+        assert newest == {"t": 2000, "u": 1000}
+        return found
+
+    with Namespace() as namespace:
+        namespace.nft("\n".join(script))
+        expected = [(2, "t", name) for name in names[:2000]]
+        expected += [(10, "u", name) for name in names[2000:]]
+        assert namespace.call(read) == expected
+
+
 def test_a_string_attribute_is_padded_to_four_bytes() -> None:
     for length in range(9):
         packed = string_attribute(2, "n" * length)
@@ -310,7 +414,7 @@ def test_a_run_of_chains_is_what_its_messages_say_or_nothing(data: st.DataObject
     except HONEST:
         one_by_one = []
     with contextlib.suppress(*HONEST):
-        run = chain_run(memoryview(whole), layouts_of(tuple(names)))
+        run = chain_run(memoryview(whole), layout_of(tuple(names)))
         if run is not None:
             assert run.names == [chain.name for chain in one_by_one]
             assert {(run.family, run.table)} == {
@@ -336,13 +440,13 @@ def chains_of(names: tuple[str, ...]) -> bytes:
 
 
 @cache
-def layouts_of(names: tuple[str, ...]) -> dict[int, ChainLayout]:
+def layout_of(names: tuple[str, ...]) -> ChainLayout:
     datagram = memoryview(chains_of(names))
     _, _, family, _, payload = next(messages(datagram))
     layout = chain_layout(chain_head(family, payload), payload)
     assert layout is not None
-    assert chain_run(datagram, {layout.rows.size: layout}) is not None
-    return {layout.rows.size: layout}
+    assert chain_run(datagram, layout) is not None
+    return layout
 
 
 @in_namespace

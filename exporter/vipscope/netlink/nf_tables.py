@@ -6,8 +6,9 @@ from the start for every 32 KiB. Formats: linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from vipscope.netlink import nfnetlink, nft_program
 from vipscope.netlink.nfnetlink import (
     HEADER,
     NLM_F_DUMP_INTR,
+    NLM_F_MULTI,
     NLMSG_DONE,
     Get,
     GetSocket,
@@ -104,18 +106,16 @@ class ChainRun(NamedTuple):
 
 
 class ChainLayout(NamedTuple):
-    """Where everything stands in the message of a chain that is no base chain."""
+    """What the message of a chain that is no base chain looks like."""
 
-    rows: struct.Struct
-    """Length, type, flags, family to name, name, handle's header, handle, use's header."""
+    message: re.Pattern[bytes]
+    """All of it, with name and handle as groups. Any other sender, generation and use fit."""
+    size: int
+    """Its bytes."""
     family: int
     table: str
-    expected: tuple[bytes, bytes, bytes, bytes]
-    """Family and version; then, without the generation, up to the name; the two headers."""
 
 
-_LENGTH = struct.Struct("=I").unpack_from
-_NEW_CHAIN = Get.CHAIN - 1
 _TABLE_NAME_HANDLE_USE = [1, 3, 2, 6]
 
 
@@ -127,35 +127,29 @@ def chain_layout(chain: ChainHead, payload: memoryview) -> ChainLayout | None:
     table, name = parts[0][1], parts[1][1]
     start = 4 + (len(table) + 3 & ~3) + 4  # of the name in the payload
     middle = start + (len(name) + 3 & ~3)
-    padding = middle - start - len(name)
-    rows = struct.Struct(f"=IHH8x2s2x{start}s{len(name)}s{padding}x4s8s4s4x")
-    family = struct.pack("=BB", chain.family, 0)
-    headers = bytes(payload[middle : middle + 4]), bytes(payload[middle + 12 : middle + 16])
-    return ChainLayout(rows, chain.family, chain.table, (family, bytes(payload[:start]), *headers))
+    size = HEADER + len(payload)
+    pattern = b"%b.{8}%b..%b([^\\0]{%d})\\0.{%d}%b(.{8})%b.{4}" % (
+        re.escape(struct.pack("=IHH", size, Get.CHAIN - 1, NLM_F_MULTI)),
+        re.escape(struct.pack("=BB", chain.family, 0)),
+        re.escape(bytes(payload[:start])),
+        len(name) - 1,
+        middle - start - len(name),
+        re.escape(bytes(payload[middle : middle + 4])),
+        re.escape(bytes(payload[middle + 12 : middle + 16])),
+    )
+    return ChainLayout(re.compile(pattern, re.DOTALL), size, chain.family, chain.table)
 
 
-def chain_run(datagram: memoryview, layouts: Mapping[int, ChainLayout]) -> ChainRun | None:
-    """All chains of a datagram at once, if they are all of one known layout, as nearly all are.
+def chain_run(datagram: memoryview, layout: ChainLayout) -> ChainRun | None:
+    """All chains of a datagram at once, if they are all of one layout, as nearly all are.
 
     A node of 205,000 rules has 70,000 chains whose messages differ in name and numbers only.
     """
-    if len(datagram) < HEADER:
-        raise BrokenError(f"netlink message cut off after {len(datagram)} bytes")
-    (size,) = _LENGTH(datagram)
-    layout = layouts.get(size)
-    if layout is None or len(datagram) % size:
+    found = layout.message.findall(datagram)
+    if not found or len(found) * layout.size != len(datagram):
         return None
-    rows = list(layout.rows.iter_unpack(datagram))
-    lengths, kinds, flags, families, starts, names, middles, handles, ends = zip(*rows, strict=True)
-    if not (set(lengths) == {size} and set(kinds) == {_NEW_CHAIN}) or any(
-        each & NLM_F_DUMP_INTR for each in set(flags)
-    ):
-        return None
-    if {*zip(families, starts, middles, ends, strict=True)} != {layout.expected}:
-        return None
-    texts = str(b"".join(names), "utf-8", "surrogateescape").split("\0")
-    if texts.pop() or len(texts) != len(rows):
-        return None  # a name that does not end where its attribute does
+    names, handles = zip(*found, strict=True)
+    texts = str(b"\0".join(names), "utf-8", "surrogateescape").split("\0")
     # Big-endian numbers sort as their bytes do.
     newest = int.from_bytes(max(handles), "big")
     return ChainRun(layout.family, layout.table, texts, newest)
@@ -236,26 +230,24 @@ class Reader:
 
         Raises InterruptedDumpError, at the end, when a commit came between.
         """
-        layouts: dict[int, ChainLayout] = {}
+        layout: ChainLayout | None = None
         interrupted = False
         self._socket.ask(Get.CHAIN, 0, dump=True)
         while True:
-            datagram = self._socket.view[: self._socket.receive()]
-            run = chain_run(datagram, layouts)
-            if run is not None:
-                yield run
-                continue
-            for kind, flags, family, _, payload in messages(datagram):
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if kind == NLMSG_DONE:
-                    if interrupted:
-                        raise InterruptedDumpError
-                    return
-                chain = chain_head(family, payload)
-                layout = chain_layout(chain, payload)
-                if layout is not None:
-                    layouts[layout.rows.size] = layout
-                yield chain
+            for datagram in self._socket.receive_all():
+                run = chain_run(datagram, layout) if layout else None
+                if run is not None:
+                    yield run
+                    continue
+                for kind, flags, family, _, payload in messages(datagram):
+                    interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                    if kind == NLMSG_DONE:
+                        if interrupted:
+                            raise InterruptedDumpError
+                        return
+                    chain = chain_head(family, payload)
+                    yield chain
+                    layout = chain_layout(chain, payload)
 
     def has_chain(self, family: int, table: str, chain: str) -> bool:
         """Whether there is such a chain."""
@@ -266,7 +258,7 @@ class Reader:
             return False
         return True
 
-    def count_rules(self, family: int, table: str, chains: Iterable[str]) -> Iterator[int]:
+    def count_rules(self, family: int, table: str, chains: Iterable[str]) -> list[int]:
         """The number of rules of each chain, 0 for one that is not there."""
         body = string_attribute(1, table)
         return self._socket.count(Get.RULE, family, body, 2, chains)

@@ -106,28 +106,33 @@ class Mirror:
 
         Raises InterruptedDumpError when a commit came between; then it is of no use any more.
         """
-        for family, name in reader.tables():
-            self._tables[family, name] = _Table()
+        chains: dict[TableKey, list[str]] = {key: [] for key in reader.tables()}
+        self._tables = {key: _Table() for key in chains}
         for chain in reader.chains():
-            table = self._tables.setdefault((chain.family, chain.table), _Table())
+            key = chain.family, chain.table
+            table = self._tables.setdefault(key, _Table())
+            names = chains.setdefault(key, [])
             if isinstance(chain, ChainRun):
-                table.chains.update(dict.fromkeys(chain.names, 0))
+                names += chain.names
                 table.newest = max(table.newest, chain.newest)
             else:
-                self._add_chain(chain)
+                names.append(chain.name)
+                self._take_head(table, chain)
         for each in reader.sets():
             self._add_set(each)
         self.refresh(reader)
         self.depths(reader)
         for (family, name), table in self._tables.items():
+            names = chains.get((family, name), [])
             read = {
                 chain: len(order)
                 for (of, at, chain), order in self._way.items()
-                if (of, at) == (family, name) and chain in table.chains
+                if (of, at) == (family, name)
             }
-            names = [chain for chain in table.chains if chain not in read]
-            rules = reader.count_rules(family, name, names)
-            table.chains = dict(zip(names, rules, strict=True)) | read
+            unread = [chain for chain in names if chain not in read]
+            rules = reader.count_rules(family, name, unread)
+            table.chains = dict(zip(unread, rules, strict=True))
+            table.chains |= {chain: read[chain] for chain in names if chain in read}
             _recount(name, table)
         if self._journal is not None:
             self._journal.refilled = True
@@ -182,6 +187,7 @@ class Mirror:
 
     def refresh(self, reader: Reader) -> None:
         """Read again what changed, and only that. Raises InterruptedDumpError."""
+        unread: dict[TableKey, list[str]] = {}
         while self._unread_chains:
             key = family, name, chain = self._unread_chains.pop()
             table = self._tables.get((family, name))
@@ -191,7 +197,11 @@ class Mirror:
                 self._way[key] = reader.rules(*key)
                 self._take_rules(key, self._way[key])
             else:
-                self._set_rules(key, next(reader.count_rules(family, name, (chain,))))
+                unread.setdefault((family, name), []).append(chain)
+        for (family, name), chains in unread.items():
+            counts = reader.count_rules(family, name, chains)
+            for chain, rules in zip(chains, counts, strict=True):
+                self._set_rules((family, name, chain), rules)
         for set_key in list(self._unread_sets):
             self._read_set(reader, set_key)
             self._unread_sets.discard(set_key)
@@ -296,12 +306,15 @@ class Mirror:
             raise LostTrackError(f"chain {chain.name} was renamed")
         self._add_chain(chain)
 
-    def _add_chain(self, chain: ChainHead) -> None:
-        table = self._tables.setdefault((chain.family, chain.table), _Table())
+    def _take_head(self, table: _Table, chain: ChainHead) -> None:
         table.newest = max(table.newest, chain.handle)
         if chain.hook is not None:
             table.hooks[chain.name] = chain.hook, chain.priority
             self._depths.clear()
+
+    def _add_chain(self, chain: ChainHead) -> None:
+        table = self._tables.setdefault((chain.family, chain.table), _Table())
+        self._take_head(table, chain)
         if chain.name not in table.chains:
             table.chains[chain.name] = 0
             _count(chain.table, table, chain.name, 0, 1)
