@@ -287,8 +287,13 @@ def test_names_of_every_length_survive_the_round_trip() -> None:
         assert namespace.call(read) == (names, list(range(len(names))))
 
 
+@pytest.mark.parametrize("most", [nfnetlink.BUFFER, 4096])
 @in_namespace
-def test_rules_are_counted_in_chains_of_one_datagram_of_many_and_of_none() -> None:
+def test_rules_are_counted_in_chains_of_one_datagram_of_many_and_of_none(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Also where the kernel has no more than a page for a datagram."""
+    monkeypatch.setattr(nfnetlink, "BUFFER", most)
     sizes = {"none": 0, "one": 1, "some": 40, "empty": 0, "many": 2000, "last": 300}
 
     def read() -> list[list[int]]:
