@@ -131,7 +131,7 @@ class Summary:
                 *map(_size_line, self.sizes),
                 f"  {'rules and p99 as the cluster grew':33}{trend:>40}",
                 "",
-                f"{'incident':20}{'alert, minutes as seconds':28}  fired after  ceased after",
+                f"{'incident':20}{'alert, minutes as seconds':28} fired after  ceased after",
                 *map(_outcome_line, self.outcomes),
             ]
         )
