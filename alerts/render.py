@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from alerts import (
     latency,
     links,
     prometheus,
+    scale,
     slo,
     sources,
 )
@@ -55,15 +57,31 @@ def recorded(settings: Settings) -> Mapping[str, Metric]:
     }
 
 
+def read(settings: Settings) -> set[str]:
+    """Names of the exporter's series that the rules read."""
+    return {
+        name
+        for found in groups(settings).values()
+        for group in found
+        for rule in group.rules
+        for name in re.findall(r"(?<![\w:])vipscope_\w+(?![\w:])", rule.expr)
+    }
+
+
 def files(settings: Settings) -> Mapping[str, str]:
-    """Path below alerts/ -> text: what Prometheus loads, and the two examples."""
+    """Path below alerts/ -> text: what Prometheus loads, and examples of configurations."""
+    one = prometheus.config(settings, rules="../rendered/*.yaml")
     rules = {
         f"rendered/{name}.yaml": {"groups": [_group(each, settings) for each in found]}
         for name, found in groups(settings).items()
     }
     examples = {
         "examples/alertmanager.yaml": alertmanager.config(settings),
-        "examples/prometheus.yaml": prometheus.config(settings, rules="../rendered/*.yaml"),
+        "examples/prometheus.yaml": one,
+        "examples/lean.yaml": scale.lean(one, read(settings)),
+        "examples/sharding.yaml": scale.sharded(one, 0, 2),
+        "examples/remote-write.yaml": scale.remote_write(one, "http://localhost:8428/api/v1/write"),
+        "examples/federation.yaml": scale.federation(settings, ["shard-0:9090", "shard-1:9090"]),
     }
     return {path: HEAD + to_yaml(content) for path, content in (rules | examples).items()}
 
