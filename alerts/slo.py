@@ -28,8 +28,8 @@ HOURLY = {
 PERIOD = 30 * DAY
 SELDOM = 2 * MINUTE
 """Between evaluations of the period's ratio, which reads every point of it: with a point a minute
-that was seven eighths of all that the objective costs. A point is seen for 5 minutes, so that an
-evaluation may be missed."""
+these were seven eighths of all points that the ratios read. A point is seen for 5 minutes, so that
+an evaluation may be missed."""
 WINDOWS = (5 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, DAY, 3 * DAY, PERIOD)
 ERROR_RATIO = {
     window: series(

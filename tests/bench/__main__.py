@@ -26,6 +26,7 @@ from tests.bench import (
     story,
     xtables,
 )
+from tests.bench.scale import report
 from tests.dashboards.asking import SECONDS
 from tools.generate import COST, replace_region
 
@@ -303,6 +304,17 @@ def dashboards_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def scale_rows() -> list[Row]:
+    """One Prometheus, and a fleet of exporters; docs/scale.md has more."""
+    found = report.measure()
+    last = found.loads[-1]
+    what = f"Prometheus with {last.nodes:,} nodes"
+    return [
+        Row(f"{what}, memory", report.memory(found, last), 8 << 30, _mebibytes),
+        Row(f"{what}, busiest rules, to their interval", report.busiest(last), 0.5, _times),
+    ]
+
+
 BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "nftables": nftables_rows,
     "xtables": xtables_rows,
@@ -315,6 +327,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "start": start_rows,
     "abuse": abuse_rows,
     "dashboards": dashboards_rows,
+    "scale": scale_rows,
 }
 
 

@@ -6,30 +6,29 @@ have to wait until those are there: they are evaluated level by level.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from alerts import render
 from alerts.rule import Alert, Record
 from alerts.settings import Settings
 from dashboards import queries
 from tests.dashboards import history
-from tests.lab.monitoring import wait
+from tests.lab.prometheus import Prometheus
 
 NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _DATA = "data"
+"""As Prometheus has it."""
 _RULES = "rules.yaml"
 _ONE_BLOCK = "--max-block-duration=48h"
 _DENSE = history.END - history.HOUR
@@ -87,50 +86,28 @@ def copy(made: Path, directory: Path) -> None:
     shutil.copytree(made / _DATA, directory / _DATA, ignore=skipped, copy_function=os.link)
 
 
-class Store(contextlib.AbstractContextManager["Store"]):
+class Store(Prometheus):
     """Prometheus on loopback, over what `make` made. Nothing is scraped or evaluated."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.url = ""
-
-    def __enter__(self) -> Self:
-        (self._directory / "prometheus.yaml").write_text("{}")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.url = f"http://{address}"
-        log = self._directory / "prometheus.log"
-        with log.open("w") as out:
-            self._process = subprocess.Popen(
-                ["prometheus", "--config.file=prometheus.yaml", f"--storage.tsdb.path={_DATA}",
-                 f"--query.lookback-delta={_LOOKBACK}s", "--storage.tsdb.retention.time=100y",
-                 f"--web.listen-address={address}"],
-                cwd=self._directory, stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        try:
-            wait(self._ready, 60, log.read_text)
-        except BaseException:
-            self._process.kill()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(30)
+        super().__init__(
+            directory, {}, f"--query.lookback-delta={_LOOKBACK}s",
+            "--storage.tsdb.retention.time=100y",
+        )  # fmt: skip
 
     def instant(self, expr: str) -> list[Sample]:
         """(labels, [(time, value)]) of each series that the query yields at the end."""
-        found = self._get("query", query=expr, time=history.END)
+        found = self._ask("query", query=expr, time=history.END)
         return [(each["metric"], [_point(each["value"])]) for each in found]
 
     def course(self, expr: str, step: float) -> list[Sample]:
         """The same of each step of the day."""
-        found = self._get(
+        found = self._ask(
             "query_range", query=expr, start=history.START, end=history.END, step=step
         )
         return [(each["metric"], [*map(_point, each["values"])]) for each in found]
 
-    def _get(self, what: str, **parameters: object) -> list[dict[str, Any]]:
+    def _ask(self, what: str, **parameters: object) -> list[dict[str, Any]]:
         data = urllib.parse.urlencode(parameters).encode()
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/{what}", data, timeout=60) as answer:
@@ -138,13 +115,6 @@ class Store(contextlib.AbstractContextManager["Store"]):
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters['query']}: {error.read().decode()}") from error
         return found
-
-    def _ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
-                return True
-        except (urllib.error.URLError, ConnectionError):
-            return False
 
 
 def _promtool(directory: Path, kind: str, *arguments: str) -> None:
