@@ -8,10 +8,9 @@ import pytest
 
 from tests.bench import machine
 from tests.bench.scale import watch
-from tests.bench.scale.__main__ import PAGE, page
 from tests.bench.scale.history import Kept, needed
 from tests.bench.scale.load import Growth, Load
-from tests.bench.scale.report import Line, Measured
+from tests.bench.scale.report import PAGE, Line, Measured, page
 from tests.bench.scale.series import Said
 from tests.lab.fleet import Node, samples
 

@@ -331,23 +331,36 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
 }
 
 
+LONG = ("dashboards", "scale")
+"""Those that are only run when they are named: they take up to half an hour."""
+WRITERS: Mapping[str, Callable[[], None]] = {"story": story.write, "scale": report.write}
+"""What has a page of its own."""
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/cost.md")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"renew the pages: docs/cost.md without names, else those of {', '.join(WRITERS)}",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - BENCHES.keys():
         parser.error(f"no bench {', '.join(sorted(unknown))}")
-    if arguments.write and arguments.names:
-        parser.error("--write takes the table of all benches")
-    names = arguments.names or list(BENCHES)
+    if arguments.write and not set(arguments.names) <= WRITERS.keys():
+        parser.error(f"--write takes all benches, or of these: {', '.join(WRITERS)}")
+    names = arguments.names or [name for name in BENCHES if name not in LONG]
     table = HEAD + "".join(str(row) for name in names for row in BENCHES[name]())
     size = f"{nftables.SERVICES:,} Services of {nftables.ENDPOINTS} endpoints."
     text = f"{table}\n{machine.describe()} {size}\n"
     print(text, end="")  # noqa: T201 - a command prints
     if arguments.write:
-        COST.write_text(replace_region(COST.read_text(), "cost", text))
+        for name in WRITERS.keys() & set(names):
+            WRITERS[name]()
+        if not arguments.names:
+            COST.write_text(replace_region(COST.read_text(), "cost", text))
 
 
 if __name__ == "__main__":

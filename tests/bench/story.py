@@ -1,16 +1,15 @@
-"""When do rules become the bottleneck? `python -m tests.bench.story [--write]`.
+"""When do rules become the bottleneck? `make bench ARGS=story`.
 
 A namespace grows from 100 to 20,000 Services in each of kube-proxy's modes. The exporter's own
 prober makes connections to the last of them, the one that the kernel finds last, and straight to
 its endpoint. Mode ipvs runs in User Mode Linux, whose system calls are slow, but not its kernel's
 own work: there the growth means something, and not what it begins with.
 
-With `--write` the table goes into docs/latency.md and the plot beside it.
+With `--write` the table goes into docs/latency.md, and the plot beside this file.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import functools
 import random
@@ -70,6 +69,7 @@ Story = Mapping[str, Sequence[Point]]
 """Mode -> points by size, ascending."""
 
 
+@functools.cache
 def measure() -> Story:
     """Grow a namespace in each mode."""
     return {
@@ -214,21 +214,8 @@ def picture(story: Story) -> str:
     )
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.story", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="renew the table and the plot")
-    write = parser.parse_args().write
-    # By its own name, for the other kernel has to find the function that is called there.
-    from tests.bench import story
-
-    told = story.measure()
-    text = f"{story.table(told)}\n{machine.describe()}\n"
-    print(text, end="")  # noqa: T201 - a command prints
-    if write:
-        PAGE.write_text(replace_region(PAGE.read_text(), "story", text))
-        story.PICTURE.write_text(story.picture(told))
-
-
-if __name__ == "__main__":
-    main()
+def write() -> None:
+    """Renew the table and the plot of docs/latency.md."""
+    text = f"{table(measure())}\n{machine.describe()}\n"
+    PAGE.write_text(replace_region(PAGE.read_text(), "story", text))
+    PICTURE.write_text(picture(measure()))

@@ -1,1 +1,1 @@
-"""What vipscope means for a large cluster's monitoring: `python -m tests.bench.scale`."""
+"""What vipscope means for a large cluster's monitoring: `make bench ARGS=scale`."""

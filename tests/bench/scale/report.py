@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from alerts import render
 from alerts.settings import Settings
+from tests.bench import machine
 from tests.bench.scale import load, series, watch
 from tests.bench.scale.load import Growth, Load
 from tests.bench.scale.series import EXPORTER, FEW_SERVICES, INTERVAL, SERVICES, Said
 from tests.bench.scale.watch import Traffic
 from tests.lab.fleet import samples
+from tools.generate import ROOT, replace_region
 
+PAGE = ROOT / "docs" / "scale.md"
 GIBIBYTE, MEBIBYTE = 1 << 30, 1 << 20
 MODES = ("iptables", "nftables")
 NODES = (100, 300, 1000)
@@ -39,6 +43,7 @@ class Measured(NamedTuple):
     traffic: Traffic
 
 
+@functools.cache
 def measure() -> Measured:
     """Takes half an hour, 5 GiB of memory and 10 GiB of disk."""
     nodes = {mode: series.node(mode) for mode in MODES}
@@ -81,6 +86,19 @@ def regions(measured: Measured) -> Mapping[str, str]:
         "watch": _watch(measured),
         "options": _options(measured),
     }
+
+
+def page(text: str, measured: Measured) -> str:
+    """The page with its generated regions renewed."""
+    found = {**regions(measured), "machine": f"{machine.describe()}\n"}
+    for name, content in found.items():
+        text = replace_region(text, name, content)
+    return text
+
+
+def write() -> None:
+    """Renew the figures of docs/scale.md."""
+    PAGE.write_text(page(PAGE.read_text(), measure()))
 
 
 def memory(measured: Measured, of: Load) -> float:
