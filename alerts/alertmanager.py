@@ -4,7 +4,8 @@ An alert inhibits those that its cause explains, but never one that is more seve
 pages is only silenced by what pages. It does so on its own cluster and node. Beware: to
 Alertmanager a label that is missing on both sides is equal, so what concerns the whole cluster,
 without a node, explains only what has no node either; and where the scrape does not set `node`,
-every node explains every other.
+every node explains every other. What explains anything must have a node: else it would hold back
+the latency of callers of which vipscope knows no node.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ ANYTHING = ".+"
 
 EXPLAINS: Mapping[str, Sequence[str]] = {
     "exporter": (ANYTHING,),
+    "cluster_exporter": ("unroutable", "churn", "watch"),
     "xtables_lock": ("kube_proxy", "restore", "cut_off", "drift", "latency"),
     "writers": ("xtables_lock", "kube_proxy", "latency"),
     "kube_proxy": ("cut_off", "drift", "latency"),

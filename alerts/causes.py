@@ -15,6 +15,8 @@ from alerts.settings import MINUTE, Settings, duration
 from vipscope import metrics as m
 
 HERE = "{{ $labels.node }}"
+THERE = "{{ with $labels.node }}on {{ . }}{{ else }}of role cluster{{ end }}"
+"""Of an exporter, of which that of role cluster has no node."""
 VALUE = "{{ $value | humanize }}"
 PERCENT = "{{ $value | humanizePercentage }}"
 TIME = "{{ $value | humanizeDuration }}"
@@ -51,13 +53,14 @@ def groups(settings: Settings) -> list[Group]:
 def exporter(settings: Settings) -> list[Alert]:
     """The exporter itself: without it the rest is silent."""
     up = f'up{{job="{settings.job}"}}'
+    of_a_node, of_no_node = (f'up{{job="{settings.job}",node{op}""}}' for op in ("!=", "="))
     troubled = m.COLLECTOR_STATE.select(state="~denied|failed|timeout")
     return [
         Alert(
             name="VipscopeExporterDown",
             severity="critical",
             cause="exporter",
-            expr=f"min {by(*NODE)} ({up}) == 0",
+            expr=f"min {by(*NODE)} ({of_a_node}) == 0",
             summary=f"vipscope on {HERE} cannot be scraped.",
             description=f"Nothing is known of the Services on {HERE}: its exporter is down, or the"
             " node is.",
@@ -65,9 +68,21 @@ def exporter(settings: Settings) -> list[Alert]:
             lasting=2 * MINUTE,
         ),
         Alert(
+            name="VipscopeClusterExporterDown",
+            severity="warning",
+            cause="cluster_exporter",
+            # One replica is enough.
+            expr=f"max {by(*CLUSTER)} ({of_no_node}) == 0",
+            summary="vipscope's role cluster cannot be scraped.",
+            description="No exporter of role cluster answers: whether Services route to nobody and"
+            " how much endpoints change is not known.",
+            dashboard=links.EXPORTER,
+            lasting=2 * MINUTE,
+        ),
+        Alert(
             name="VipscopeExporterAbsent",
             severity="critical",
-            cause="exporter",
+            cause="absent",
             expr=f"absent({up})",
             summary="Prometheus scrapes no vipscope.",
             description=f"There is no target of job {settings.job}: no alert of vipscope can fire.",
@@ -79,9 +94,9 @@ def exporter(settings: Settings) -> list[Alert]:
             severity="warning",
             cause="collector",
             expr=f"max {by(*NODE, 'collector', 'state')} ({troubled}) == 1",
-            summary=f"Collector {{{{ $labels.collector }}}} on {HERE}: {{{{ $labels.state }}}}.",
-            description="The reads of collector {{ $labels.collector }} on "
-            f"{HERE} end as {{{{ $labels.state }}}}. Its series are withheld.",
+            summary=f"Collector {{{{ $labels.collector }}}} {THERE}: {{{{ $labels.state }}}}.",
+            description="The reads of collector {{ $labels.collector }} "
+            f"{THERE} end as {{{{ $labels.state }}}}. Its series are withheld.",
             dashboard=links.EXPORTER,
             lasting=10 * MINUTE,
         ),
@@ -151,8 +166,9 @@ def rules(settings: Settings) -> list[Alert]:
             cause="leftovers",
             expr=f"sum {by(*NODE)} ({m.PROXY_MODE.select(mode='~iptables|ipvs|nftables')}) > 1",
             summary=f"{HERE} holds the rules of more than one kube-proxy mode.",
-            description=f"{HERE} holds the programs of {VALUE} modes of kube-proxy. The older one's"
-            " still takes packets, to endpoints that nobody updates.",
+            description=f"{HERE} holds the programs of {VALUE} modes of kube-proxy. What"
+            " kube-proxy no longer updates may take packets again as soon as something makes its"
+            " chain anew.",
             dashboard=links.MIGRATION,
             lasting=15 * MINUTE,
         ),
@@ -200,7 +216,7 @@ def drift(settings: Settings) -> list[Alert]:
             severity="critical",
             cause="cut_off",
             expr=f"max {by(*NODE, 'fault')} ({m.DRIFT_FAULT}) == 1",
-            summary=f"No Service is reached on {HERE}.",
+            summary=f"Services are cut off on {HERE}: {{{{ $labels.fault }}}}.",
             description=f"What leads packets to the Services' rules is missing on {HERE}:"
             " {{ $labels.fault }}.",
             dashboard=links.NODE,
@@ -326,7 +342,8 @@ def conntrack(settings: Settings) -> list[Alert]:
             expr=f"{rate('insert_failed')} > {settings.conntrack_insert_failed:g}",
             summary=f"Connections on {HERE} clash.",
             description=f"{VALUE} connections per second on {HERE} could not be tracked, because"
-            " another had the same addresses and ports; their first packets were lost.",
+            " another had the same addresses and ports; the first packets of some of them may be"
+            " lost.",
             dashboard=links.IPVS_CONNTRACK,
             lasting=5 * MINUTE,
         ),

@@ -21,8 +21,8 @@ REWRITTEN = 0.5
 SERVICE = (*CLUSTER, "namespace", "service", "port")
 _MODE = (*CLUSTER, "mode")
 
-EXPORTERS = series("cluster:vipscope_up:count", "Exporters that should answer.", CLUSTER)
-EXPORTERS_UP = series("cluster:vipscope_up:sum", "Exporters that answer.", CLUSTER)
+EXPORTERS = series("cluster:vipscope_up:count", "Nodes that should answer.", CLUSTER)
+EXPORTERS_UP = series("cluster:vipscope_up:sum", "Nodes that answer.", CLUSTER)
 KERNELS = series("cluster_kernel:vipscope_nodes:count", "Nodes by kernel.", (*CLUSTER, "kernel"))
 
 # Modes.
@@ -293,7 +293,7 @@ def _lost(window: str) -> list[Record]:
 
 
 def _exporters(job: str, window: str) -> Mapping[Metric, str]:
-    up = f'up{{job="{job}"}}'
+    up = f'up{{job="{job}",node!=""}}'
     cpu = f"rate({m.COLLECTOR_CPU}[{window}])"
     return {
         EXPORTERS: f"count {by(*CLUSTER)} ({up})",

@@ -20,7 +20,8 @@ from tests.lab.namespace import Namespace
 
 SETTINGS = rehearsed(Settings(drift_age=5.0, sources=("probe",), threshold=0.25))
 """A busy machine's hiccups burn no budget, and are no drift."""
-TARGETS = {"node2": f"127.0.0.1:{NODE_PAGE}", "node1": f"127.0.0.1:{CLUSTER_PAGE}"}
+TARGETS = {"node2": f"127.0.0.1:{NODE_PAGE}"}, (f"127.0.0.1:{CLUSTER_PAGE}",)
+"""Of role node, and of role cluster."""
 DOORS: Mapping[int, tuple[str, str]] = {
     NODE_PAGE: ("this node", "/"),
     CLUSTER_PAGE: ("the cluster", "/"),
@@ -63,7 +64,7 @@ def perform(length: Length, watch: Callable[[Board], None]) -> Summary:
         board.title = "A node, an API server, vipscope, Prometheus and Alertmanager are started."
         watch(board)
         site = Site(namespace, directory, length.sizes[0])
-        watched = stack.enter_context(Monitoring(namespace, directory, SETTINGS, TARGETS))
+        watched = stack.enter_context(Monitoring(namespace, directory, SETTINGS, *TARGETS))
         play = _Play(site, watched, length, board, watch)
         play.run()
         return readings.summed_up(watched, play.eras, play.acts)

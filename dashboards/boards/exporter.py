@@ -70,7 +70,8 @@ def board(settings: Settings) -> Board:
                     ),
                     table(
                         "Look at the logs of these exporters",
-                        "Collectors whose last read did not end well.",
+                        "Collectors whose last read did not end well; without a node, of role"
+                        " cluster.",
                         ("node", "collector", "state"),
                         Column("in trouble", f"{most(here, 20)} > 0", steps=NONE_IS_GOOD),
                         link=to("Node", links.NODE, "node"),
@@ -113,7 +114,8 @@ def board(settings: Settings) -> Board:
                     ),
                     table(
                         "The dearest nodes: something changes all the time there",
-                        "Cores that all reads take, and the series that a scrape gets.",
+                        "Cores that all reads take, and the series that a scrape gets. Without a"
+                        " node: role cluster.",
                         ("node",),
                         Column("CPU", most(pick(fleet.CPU, HERE)), "percentunit",
                                high_is_bad(0.02, 0.05)),

@@ -89,7 +89,7 @@ NODE_ROLE = tuple(each for each in COLLECTORS if each != "cluster")
 
 
 def _cluster_lines(nodes: int, wanted: Collection[str]) -> Iterator[str]:
-    text = _Text({"cluster": CLUSTER, "node": name(0), "job": "vipscope-cluster"}, wanted)
+    text = _Text({"cluster": CLUSTER, "job": "vipscope"}, wanted)
     mesh = _Text({"cluster": CLUSTER, "job": "istio"}, wanted)
     requests = _Spread(MESH_BOUNDS)
     before = START - HOUR

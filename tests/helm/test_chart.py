@@ -151,8 +151,20 @@ def test_selectors_select_the_pods_of_their_part_alone(name: str) -> None:
         assert chosen == {"node": {"DaemonSet"}, "cluster": {"Deployment"}}[part]
 
 
+def node_of(relabelling: Values, component: str) -> str:
+    """The label `node` that Prometheus makes for a pod of a role; "" for none."""
+    found = {
+        "__meta_kubernetes_pod_label_app_kubernetes_io_component": component,
+        "__meta_kubernetes_pod_node_name": "node1",
+    }
+    match = re.fullmatch(
+        relabelling["regex"], ";".join(found[label] for label in relabelling["sourceLabels"])
+    )
+    return match[1] if match else ""
+
+
 @every
-def test_a_monitor_finds_both_roles_and_gives_each_series_its_node_and_job(name: str) -> None:
+def test_a_monitor_finds_both_roles_and_names_the_node_of_role_node_alone(name: str) -> None:
     objects = render(MATRIX[name])
     for monitor in objects:
         if not monitor["kind"].endswith("Monitor"):
@@ -168,7 +180,8 @@ def test_a_monitor_finds_both_roles_and_gives_each_series_its_node_and_job(name:
         spec = monitor["spec"]
         (endpoint,) = spec.get("endpoints") or spec["podMetricsEndpoints"]
         relabelled = {each["targetLabel"]: each for each in endpoint["relabelings"]}
-        assert relabelled["node"]["sourceLabels"] == ["__meta_kubernetes_pod_node_name"]
+        assert node_of(relabelled["node"], "node") == "node1"
+        assert node_of(relabelled["node"], "cluster") == ""
         assert relabelled["job"]["replacement"] == "vipscope"
         assert ("cluster" in relabelled) == bool(MATRIX[name].get("clusterName"))
 

@@ -60,7 +60,7 @@ def rehearsed(settings: Settings) -> Settings:
 
 
 class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
-    """Scrapes the exporters of `targets` (node -> address) and tells a webhook of alerts.
+    """Scrapes exporters, of nodes (node -> address) and of role cluster; tells a webhook of alerts.
 
     All of it lives in the namespace and is gone with it; files are kept in `directory`. What it
     says to itself is not tracked, so that it keeps working when the namespace breaks.
@@ -71,12 +71,13 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
         namespace: Namespace,
         directory: Path,
         settings: Settings,
-        targets: Mapping[str, str],
+        nodes: Mapping[str, str],
+        of_the_cluster: Sequence[str] = (),
     ) -> None:
         self._namespace = namespace
         self._directory = directory
         self._settings = settings
-        self._targets = targets
+        self._targets = nodes, of_the_cluster
         self._posted = directory / "posted.jsonl"
 
     def __enter__(self) -> Self:
@@ -108,7 +109,7 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
             f"--web.listen-address={PROMETHEUS}",
         )
         wait(lambda: self._ready(ALERTMANAGER) and self._ready(PROMETHEUS), 30, self._logs)
-        wait(lambda: len(self.query("up == 1")) == len(self._targets), 30, self._logs)
+        wait(lambda: len(self.query("up == 1")) == sum(map(len, self._targets)), 30, self._logs)
         self._configure("rendered/*.yaml")
         server.send_signal(signal.SIGHUP)
         wait(self._rules_are_evaluated, 30, self._logs)
@@ -158,7 +159,7 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
 
     def _configure(self, rules: str) -> None:
         content = prometheus.config(
-            self._settings, self._targets, cluster=CLUSTER, rules=rules, alertmanager=ALERTMANAGER
+            self._settings, *self._targets, cluster=CLUSTER, rules=rules, alertmanager=ALERTMANAGER
         )
         (self._directory / "prometheus.yaml").write_text(render.to_yaml(content))
 

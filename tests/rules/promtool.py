@@ -189,6 +189,7 @@ def _links(alert: str, labels: Mapping[str, str]) -> dict[str, str]:
 
 DASHBOARDS = {
     "VipscopeExporterDown": "exporter",
+    "VipscopeClusterExporterDown": "exporter",
     "VipscopeExporterAbsent": "exporter",
     "VipscopeCollectorFailing": "exporter",
     "VipscopeSnapshotOld": "exporter",

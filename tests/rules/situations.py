@@ -9,6 +9,7 @@ from vipscope import metrics as m
 HERE = SCRAPED
 CLUSTER = {"cluster": "c1"}
 UP = 'up{job="vipscope",cluster="c1",node="n1"}'
+CLUSTER_UP = 'up{job="vipscope",cluster="c1",instance="%s"}'
 
 
 # --- the exporter ---------------------------------------------------------------------------------
@@ -31,12 +32,38 @@ EXPORTER = [
         "the exporter came back in time", "VipscopeExporterDown", {UP: "1 1 0 0 1+0x10"}, minutes=5
     ),
     Situation(
+        "role cluster, which has no node, cannot be scraped",
+        "VipscopeExporterDown",
+        {UP: steady(1), CLUSTER_UP % "a": steady(0)},
+        minutes=4,
+    ),
+    Situation(
+        "neither replica of role cluster can be scraped",
+        "VipscopeClusterExporterDown",
+        {UP: steady(1), CLUSTER_UP % "a": "1 1 0x9", CLUSTER_UP % "b": steady(0)},
+        [
+            Expected(
+                "warning", "cluster_exporter", CLUSTER,
+                "vipscope's role cluster cannot be scraped.",
+                "No exporter of role cluster answers: whether Services route to nobody and how much"
+                " endpoints change is not known.",
+            )
+        ],
+        minutes=4,
+    ),
+    Situation(
+        "one of them can, and the exporter of a node cannot",
+        "VipscopeClusterExporterDown",
+        {UP: steady(0), CLUSTER_UP % "a": steady(1), CLUSTER_UP % "b": steady(0)},
+        minutes=4,
+    ),
+    Situation(
         "nothing is scraped",
         "VipscopeExporterAbsent",
         {'up{job="node"}': steady(1)},
         [
             Expected(
-                "critical", "exporter", {"job": "vipscope"},
+                "critical", "absent", {"job": "vipscope"},
                 "Prometheus scrapes no vipscope.",
                 "There is no target of job vipscope: no alert of vipscope can fire.",
             )
@@ -52,6 +79,20 @@ EXPORTER = [
                 "warning", "collector", {**HERE, "collector": "ipvs", "state": "denied"},
                 "Collector ipvs on n1: denied.",
                 "The reads of collector ipvs on n1 end as denied. Its series are withheld.",
+            )
+        ],
+        minutes=11,
+    ),
+    Situation(
+        "role cluster's collector has failed for ten minutes, and it has no node",
+        "VipscopeCollectorFailing",
+        {one(m.COLLECTOR_STATE, node="", collector="cluster", state="failed"): steady(1)},
+        [
+            Expected(
+                "warning", "collector", {**CLUSTER, "collector": "cluster", "state": "failed"},
+                "Collector cluster of role cluster: failed.",
+                "The reads of collector cluster of role cluster end as failed. Its series are"
+                " withheld.",
             )
         ],
         minutes=11,
@@ -207,8 +248,8 @@ GROWTH = [
             Expected(
                 "warning", "leftovers", HERE,
                 "n1 holds the rules of more than one kube-proxy mode.",
-                "n1 holds the programs of 2 modes of kube-proxy. The older one's still takes"
-                " packets, to endpoints that nobody updates.",
+                "n1 holds the programs of 2 modes of kube-proxy. What kube-proxy no longer"
+                " updates may take packets again as soon as something makes its chain anew.",
             )
         ],
         minutes=16,
@@ -305,7 +346,7 @@ DRIFT += [
         [
             Expected(
                 "critical", "cut_off", {**HERE, "fault": "prerouting"},
-                "No Service is reached on n1.",
+                "Services are cut off on n1: prerouting.",
                 "What leads packets to the Services' rules is missing on n1: prerouting.",
             )
         ],
@@ -511,7 +552,7 @@ CONNTRACK = [
                 "warning", "conntrack", HERE,
                 "Connections on n1 clash.",
                 "1.25 connections per second on n1 could not be tracked, because another had the"
-                " same addresses and ports; their first packets were lost.",
+                " same addresses and ports; the first packets of some of them may be lost.",
             )
         ],
     ),

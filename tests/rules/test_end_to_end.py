@@ -240,6 +240,30 @@ INHIBITED: list[tuple[str, Labels, Labels, bool]] = [
         False,
     ),
     (
+        "a dead role cluster holds back what it feeds",
+        {"cause": "cluster_exporter", "severity": "warning"} | NO_NODE,
+        {"cause": "watch", "severity": "warning"} | NO_NODE,
+        True,
+    ),
+    (
+        "nothing of a node",
+        {"cause": "cluster_exporter", "severity": "warning"} | NO_NODE,
+        {"cause": "restore", "severity": "warning"} | NODE,
+        False,
+    ),
+    (
+        "and not the latency of a source that knows no node",
+        {"cause": "cluster_exporter", "severity": "warning"} | NO_NODE,
+        {"cause": "latency", "severity": "warning"} | EDGE,
+        False,
+    ),
+    (
+        "nor does it when nothing is scraped",
+        {"cause": "absent", "severity": "critical"} | NO_NODE,
+        {"cause": "latency", "severity": "critical"} | EDGE,
+        False,
+    ),
+    (
         "of one cause the page holds back the ticket",
         {"cause": "drift", "severity": "critical", "kind": "stale"} | NODE,
         {"cause": "drift", "severity": "warning", "kind": "missing"} | NODE,
