@@ -110,7 +110,7 @@ class Site:
         self.start_kube_proxy()
 
     def remove_iptables(self) -> None:
-        """Do what `kube-proxy --cleanup` or a reboot does."""
+        """Do what a reboot does to what is left of mode iptables."""
         self.node.namespace.restore(_EMPTY)
 
     def flap(self) -> None:

@@ -144,10 +144,10 @@ OURS = flags_of(
 )  # fmt: skip
 FOREIGN = {
     "docker buildx": ("--build-arg", "--platform", "--push", "--tag"),
-    "helm": ("--create-namespace", "--namespace", "--set"),
+    "helm": ("--create-namespace", "--namespace", "--set", "--set-string"),
     "iptables": ("--random-fully",),
     "kube-proxy": ("--cleanup",),
-    "kubectl": ("--field-selector", "--namespace", "--sort-by"),
+    "kubectl": ("--field-selector", "--namespace", "--output", "--selector", "--sort-by"),
     "tests.bench": ("--write",),
 }
 """Flags of others that pages mention."""
@@ -272,6 +272,11 @@ COMMANDS: Mapping[str, Check | RunBy | NotRun] = {
     "--set image.registry=registry.example.com": installs,
     "helm test vipscope --namespace vipscope": ASKED,
     "kubectl --namespace vipscope exec daemonset/vipscope-node -- vipscope doctor": NEEDS_A_CLUSTER,
+    "POD=$(kubectl --namespace vipscope get pod --output name "
+    "--selector app.kubernetes.io/component=node --field-selector spec.nodeName=NODE)": (
+        NEEDS_A_CLUSTER
+    ),
+    "kubectl --namespace vipscope exec $POD -- vipscope doctor": NEEDS_A_CLUSTER,
     "docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=0.1.0 "
     "--build-arg BASE=python:3.11.14-slim-bookworm@sha256:... "
     "--tag registry.example.com/vipscope/vipscope:0.1.0 --push .": BUILT,

@@ -520,7 +520,7 @@ FIRST_PACKET_COST = Metric(
     "is calibrated on loopback, where a handshake of the prober with itself is checked against all "
     "rules: what its median takes longer than the other address family's, or than 30 µs where both "
     "have many rules, over the depth of the deepest Service. Where that is below 500, too few to "
-    "tell, a rule counts 25 ns. Right to about 10 µs, or 30 where both families have many.",
+    "tell, a rule counts 25 ns. Right to some 10 to 50 µs.",
     ("kind",), "node", DRIFT,
 )  # fmt: skip
 

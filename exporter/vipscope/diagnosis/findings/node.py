@@ -39,6 +39,10 @@ REUSE_IS_CHEAP: Final = (5, 9)
 
 _REPLACEMENTS: Final = frozenset(("antrea", "cilium", "kube-router", "ovn-kubernetes"))
 """Owners of chains that may do kube-proxy's work in its place."""
+_CLEANING: Final = (
+    "drain the node and boot it anew; `kube-proxy --cleanup` removes the rules of all modes, and "
+    "no Service works there until kube-proxy has started again"
+)
 
 
 def kube_proxy(snapshot: Snapshot) -> Iterator[Finding]:
@@ -85,8 +89,8 @@ def _programs(
             "mode-leftovers",
             f"the kernel holds programs of modes {names(held)}",
             (f"kube-proxy says that its mode is {own}",) if own else (),
-            "whichever a packet meets first decides, also when it is out of date: remove the other "
-            "with `kube-proxy --cleanup`, or by booting the node anew",
+            "what kube-proxy no longer updates may take packets again as soon as something makes "
+            f"its chain anew: {_CLEANING}",
         )
     if modes.get("ipvs") and own in (None, "ipvs"):
         yield Finding(
@@ -182,8 +186,8 @@ def _beyond_intent(said: KubeProxy | None, rulesets: Iterable[Ruleset]) -> Itera
             "rules-beyond-intent",
             "the kernel holds far more of kube-proxy's rules than it means to have",
             evidence,
-            "leftovers of an earlier kube-proxy, perhaps of the other iptables backend: remove "
-            "them with `kube-proxy --cleanup`, or by booting the node anew",
+            "leftovers of an earlier kube-proxy, perhaps of the other iptables backend: "
+            f"{_CLEANING}",
         )
 
 

@@ -96,7 +96,7 @@ def _orphaned(total: int, named: Iterable[Disagreement]) -> Iterator[Finding]:
             "drift-orphaned-services",
             f"{count(total, 'way')} in to Services in the kernel that the API does not want",
             _by_port(named),
-            f"{_PROXY_LAGS}; leftovers of an earlier kube-proxy go with `kube-proxy --cleanup`",
+            f"{_PROXY_LAGS}; leftovers of an earlier kube-proxy go when the node boots anew",
         )
 
 
