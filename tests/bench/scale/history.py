@@ -55,10 +55,16 @@ def needed() -> Mapping[str, Kept]:
     return {name: Kept(window, steps[name]) for name, window in windows.items() if window >= HOUR}
 
 
+def missing(server: Prometheus) -> set[str]:
+    """What of `needed` the server has not recorded yet."""
+    names = "|".join(needed())
+    found = server.query(f'group by (__name__) ({{__name__=~"{names}"}})')
+    return needed().keys() - {labels["__name__"] for labels, _ in found}
+
+
 def recorded(server: Prometheus) -> Recorded:
     """What of `needed` the server has now."""
-    found = {name: server.query(name) for name in needed()}
-    return {name: series for name, series in found.items() if series}
+    return {name: server.query(name) for name in needed()}
 
 
 def write(directory: Path, series: Recorded, end: float) -> int:
