@@ -54,11 +54,22 @@ def _terminal() -> Iterator[Callable[[Board], None]]:
         sys.stdout.flush()
 
 
-def _interrupt(*_: object) -> NoReturn:
-    """End as Ctrl-C does; what comes after that does not disturb the clearing up."""
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _Interruption:
+    """Ends it as Ctrl-C does; what comes after that does not disturb the clearing up."""
+
+    came = False
+
+    def __call__(self, *_: object) -> NoReturn:
+        """Handle a signal."""
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        self.came = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise once more what came while a process was forked, where Python swallows it."""
+        if self.came:
+            raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -69,15 +80,24 @@ def main() -> None:
     if lacking := [*namespace.requirements(), *filter(None, [monitoring.missing()])]:
         sys.exit(_CANNOT.format(reasons="\n  ".join(lacking)))
     namespace.sweep()
+    interruption = _Interruption()
     for each in _SIGNALS:
-        signal.signal(each, _interrupt)
+        signal.signal(each, interruption)
     try:
         with _terminal() as show:
-            summary = perform(length, show)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing is left behind")
-    except TimeoutError as error:
-        sys.exit(str(error))
+
+            def watch(board: Board) -> None:
+                interruption.check()
+                show(board)
+
+            summary = perform(length, watch)
+    except BaseException as error:
+        # Ctrl-C ends all that it runs as well, and what fails for that is no fault.
+        if interruption.came:
+            sys.exit("interrupted; nothing is left behind")
+        if isinstance(error, TimeoutError):
+            sys.exit(str(error))
+        raise
     sys.stdout.write(f"\n{summary.text()}\n")
 
 
