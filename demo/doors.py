@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ def opened(namespace: Namespace, ports: Sequence[int]) -> Iterator[dict[int, str
             "demo.doors",
             *(f"{each.fileno()}={port}" for port, each in listening.items()),
             pass_fds=[each.fileno() for each in listening.values()],
+            stderr=subprocess.DEVNULL,  # Ctrl-C ends it, too
         )
         yield {port: f"127.0.0.1:{each.getsockname()[1]}" for port, each in listening.items()}
 
