@@ -239,15 +239,17 @@ class Reader:
                 if run is not None:
                     yield run
                     continue
+                head: ChainHead | None = None
                 for kind, flags, family, _, payload in messages(datagram):
                     interrupted |= bool(flags & NLM_F_DUMP_INTR)
                     if kind == NLMSG_DONE:
                         if interrupted:
                             raise InterruptedDumpError
                         return
-                    chain = chain_head(family, payload)
-                    yield chain
-                    layout = chain_layout(chain, payload)
+                    head = chain_head(family, payload)
+                    yield head
+                # That of the last, with whose like the next datagram may go on.
+                layout = chain_layout(head, payload) if head else None
 
     def has_chain(self, family: int, table: str, chain: str) -> bool:
         """Whether there is such a chain."""
