@@ -644,6 +644,20 @@ def test_an_external_name_is_reported_only_while_it_is_known_not_to_resolve(
     assert set(judged.reasons()) == {"z"}
 
 
+async def test_no_count_of_unresolvable_names_is_told_before_the_services_are_judged_by_them(
+    judged: Judged,
+) -> None:
+    one = service("x", type="ExternalName", cluster_ip="", external_name="x.test")
+    judged.services.put(one, *[service(f"s{each}") for each in range(BATCH)])
+    judging = asyncio.create_task(judged.troubles.judge(0.0))
+    await asyncio.sleep(0)
+    judged.troubles.set_resolves({"x.test": False})
+    await judging
+    assert "external_name_unresolvable" not in judged.troubles.services()
+    await judged.troubles.judge(0.0)
+    assert judged.troubles.services()["external_name_unresolvable"] == 1
+
+
 async def test_many_services_are_judged_without_holding_up_others(judged: Judged) -> None:
     judged.services.put(*[service(f"s{each}") for each in range(2 * BATCH + 1)])
     steps = 0

@@ -42,7 +42,10 @@ class Troubles:
         self._pending_after = pending_after
         self._found: dict[Key, tuple[Unroutable, ...]] = {}
         self._due: set[Key] = set()
+        self._told: Mapping[str, bool | None] = {}
+        """What was said last of external names: what the next judgement goes by."""
         self._resolves: Mapping[str, bool | None] = {}
+        """What the last judgement went by."""
         self._looked: dict[str, set[Key]] = {}
         """Namespace -> Services whose judgement depends on its Pods."""
         self._waiting: set[Key] = set()
@@ -56,7 +59,7 @@ class Troubles:
         return MappingProxyType(self._found)
 
     def services(self) -> Counter[str]:
-        """Reason that is looked for -> Services with a port of that reason."""
+        """Reason that was looked for -> Services with a port of that reason, as last judged."""
         counts = Counter({reason.value: 0 for reason in REASONS})
         if self._resolves:
             counts[Reason.EXTERNAL_NAME_UNRESOLVABLE.value] = 0
@@ -66,6 +69,7 @@ class Troubles:
 
     async def judge(self, now: float) -> None:
         """Judge anew what may have changed, at Unix time `now`. Lets others run meanwhile."""
+        self._resolves = self._told
         services, namespaces = self.changes.take()
         self._due |= services | self._waiting
         for namespace in namespaces:
@@ -82,7 +86,7 @@ class Troubles:
 
     def set_resolves(self, resolves: Mapping[str, bool | None]) -> None:
         """What is known of external names: whether they resolve, None or missing: unknown."""
-        old, self._resolves = self._resolves, resolves
+        old, self._told = self._told, resolves
         for key, service in self._store.services.items():
             name = service.spec.external_name
             if service.spec.type == EXTERNAL_NAME and old.get(name) is not resolves.get(name):
