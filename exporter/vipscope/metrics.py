@@ -418,7 +418,8 @@ SERVICE_UNROUTABLE = Metric(
 )  # fmt: skip
 UNROUTABLE_SERVICES = Metric(
     "vipscope_unroutable_services", "gauge",
-    "Services of which a port routes to nobody. A reason that is not looked for is absent.",
+    "Services of which a port routes to nobody. A reason that is not looked for is absent, and so "
+    "is external_name_unresolvable while of any name nobody can tell.",
     ("reason",), "cluster", CLUSTER,
 )  # fmt: skip
 WATCH_RESTARTS = Metric(

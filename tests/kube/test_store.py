@@ -658,6 +658,29 @@ async def test_no_count_of_unresolvable_names_is_told_before_the_services_are_ju
     assert judged.troubles.services()["external_name_unresolvable"] == 1
 
 
+def test_how_many_names_do_not_resolve_is_not_told_while_one_of_them_is_unknown(
+    judged: Judged,
+) -> None:
+    def external(name: str) -> Service:
+        return service(name, type="ExternalName", cluster_ip="", external_name=f"{name}.test")
+
+    def told(**resolves: bool | None) -> int | None:
+        judged.troubles.set_resolves({f"{name}.test": each for name, each in resolves.items()})
+        judged.judged()
+        return judged.troubles.services().get("external_name_unresolvable")
+
+    judged.services.put(external("x"), external("y"))
+    assert told(x=False, y=True) == 1
+    assert told(x=None, y=None) is None
+    assert told(x=False, y=None) is None
+    assert judged.reasons() == {"x": "external_name_unresolvable"}
+    assert told(x=True, y=True) == 0
+    judged.services.put(external("z"))
+    assert told(x=True, y=True) is None
+    judged.services.remove(external("z"))
+    assert told(x=True, y=True) == 0
+
+
 async def test_many_services_are_judged_without_holding_up_others(judged: Judged) -> None:
     judged.services.put(*[service(f"s{each}") for each in range(2 * BATCH + 1)])
     steps = 0

@@ -46,6 +46,8 @@ class Troubles:
         """What was said last of external names: what the next judgement goes by."""
         self._resolves: Mapping[str, bool | None] = {}
         """What the last judgement went by."""
+        self._unresolved: set[Key] = set()
+        """ExternalName Services of which it was not known whether their name resolves."""
         self._looked: dict[str, set[Key]] = {}
         """Namespace -> Services whose judgement depends on its Pods."""
         self._waiting: set[Key] = set()
@@ -59,12 +61,18 @@ class Troubles:
         return MappingProxyType(self._found)
 
     def services(self) -> Counter[str]:
-        """Reason that was looked for -> Services with a port of that reason, as last judged."""
+        """Reason that was looked for -> Services with a port of that reason, as last judged.
+
+        While of one external name nobody can tell whether it resolves, how many do not is not told.
+        """
         counts = Counter({reason.value: 0 for reason in REASONS})
-        if self._resolves:
+        told = bool(self._resolves) and not self._unresolved
+        if told:
             counts[Reason.EXTERNAL_NAME_UNRESOLVABLE.value] = 0
         for ports in self._found.values():
             counts.update({port.reason.value for port in ports})
+        if not told:
+            del counts[Reason.EXTERNAL_NAME_UNRESOLVABLE.value]
         return counts
 
     async def judge(self, now: float) -> None:
@@ -102,17 +110,20 @@ class Troubles:
         if backing := backing_pods(slices):
             self._backing[key] = backing
         pods = _Witness(self._store.pods_of(service.metadata.namespace))
+        resolves = self._resolves.get(service.spec.external_name)
         found = unroutable(
             service,
             slices,
             pods,
             now=now,
             pending_after=self._pending_after,
-            resolves=self._resolves.get(service.spec.external_name),
+            resolves=resolves,
             last_backing=self._backing.get(key, ()),
         )
         if found:
             self._found[key] = found
+        if service.spec.type == EXTERNAL_NAME and resolves is None:
+            self._unresolved.add(key)
         if pods.looked_at:
             self._looked.setdefault(key[0], set()).add(key)
         if _is_waiting(service):
@@ -121,6 +132,7 @@ class Troubles:
     def _forget(self, key: Key) -> None:
         self._found.pop(key, None)
         self._waiting.discard(key)
+        self._unresolved.discard(key)
         if key[0] in self._looked:
             self._looked[key[0]].discard(key)
 
