@@ -174,12 +174,24 @@ def test_columns_are_found_by_their_names_and_summed(names: list[str], data: st.
     rows = data.draw(st.lists(row, min_size=1, max_size=5))
     text = "\n".join(map(" ".join, [names, *rows])) + "\n"
     assert parse_statistics(text.encode()) == {
-        name: sum(int(row[names.index(column)], 16) for row in rows)
+        name: sum(int(row[names.index(column)], 16) for row in rows) % (1 << 32)
         for name, column in COLUMNS.items()
         if column in names
     }
     with pytest.raises(BrokenError):
         parse_statistics((text + " ".join([*rows[0][1:], "0", "0"]) + "\n").encode())
+
+
+def test_when_the_counter_of_a_cpu_wraps_the_sum_does_not_fall_to_what_the_others_have() -> None:
+    def told(*found: int) -> int:
+        return parse_statistics("\n".join(["found", *map("{:08x}".format, found), ""]).encode())[
+            "found"
+        ]
+
+    most, other = (1 << 32) - 1, 3_000_000_000
+    # What a rate adds: the difference or, where the sum falls, what there is after that.
+    before, after = told(most, other), told(9, other)
+    assert after - before == 10
 
 
 @given(st.binary(max_size=200))

@@ -28,6 +28,9 @@ A kernel too old for a statistic names the column otherwise and prints another n
 header always tells whether a statistic exists.
 """
 
+COUNTER = 1 << 32
+"""At which each CPU's counter begins anew."""
+
 _TABLE = re.compile(rb"[a-z_ ]+\n(?:[0-9a-f ]+\n)+")
 
 
@@ -61,10 +64,12 @@ class ConntrackCollector(Collector):
 
 
 def parse_statistics(text: bytes) -> Mapping[str, int]:
-    """Statistic -> sum over all CPUs, of those that this kernel has.
+    """Statistic -> sum over all CPUs, of those that this kernel has; modulo `COUNTER`.
 
     The text is a line of column names and a line of hexadecimal numbers for each possible CPU; each
-    number is a 32-bit counter that wraps. Raises BrokenError for anything else.
+    number is a 32-bit counter that wraps. So does the sum then, like one counter: one that only
+    fell by what a CPU has lost would look as if all that is left had come at once. Raises
+    BrokenError for anything else.
     """
     if not _TABLE.fullmatch(text):
         raise BrokenError("/proc/net/stat/nf_conntrack is no table of hexadecimal numbers")
@@ -73,7 +78,7 @@ def parse_statistics(text: bytes) -> Mapping[str, int]:
         raise BrokenError("/proc/net/stat/nf_conntrack has rows unlike its header")
     column = {name.decode(): index for index, name in enumerate(header)}
     return {
-        name: sum(int(row[column[kernel_name]], 16) for row in rows)
+        name: sum(int(row[column[kernel_name]], 16) for row in rows) % COUNTER
         for name, kernel_name in COLUMNS.items()
         if kernel_name in column
     }
