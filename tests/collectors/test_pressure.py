@@ -24,6 +24,7 @@ from vipscope.budget import Budget
 from vipscope.collectors.pressure import (
     INITIAL_PID_NAMESPACE,
     PressureCollector,
+    SoftnetTotals,
     XtablesLock,
     count_locks,
     lock_identity,
@@ -246,11 +247,46 @@ def test_what_is_not_there_is_none_and_never_zero(tmp_path: Path) -> None:
 
 
 def test_kernels_differ_in_the_width_of_softnet_stat() -> None:
-    assert parse_softnet(b"0000000a 00000001 00000002\n" * 2) == (2, 4)
-    assert parse_softnet(b"0000000a ffffffff 00000010" + b" 00000007" * 12 + b"\n") == (
-        (1 << 32) - 1,
-        16,
-    )
+    assert parse_softnet(b"0000000a 00000001 00000002\n" * 2) == [(b"", 1, 2)] * 2
+    assert parse_softnet(b"0000000a ffffffff 00000010" + b" 00000007" * 12 + b"\n") == [
+        (b"00000007", 0xFFFFFFFF, 0x10)
+    ]
+
+
+def softnet(*rows: tuple[int, int, int]) -> bytes:
+    """/proc/net/softnet_stat of these CPUs, dropped, time squeezed, as Linux 5.10 prints it."""
+    zeros = " ".join(["00000000"] * 9)
+    return "".join(
+        f"00000009 {dropped:08x} {squeezed:08x} {zeros} {cpu:08x}\n"
+        for cpu, dropped, squeezed in rows
+    ).encode()
+
+
+async def test_nothing_is_counted_when_cpus_go_offline_and_come_back(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    collector = PressureCollector(replace(Settings(), procfs=tmp_path), Budget(1.0))
+
+    async def told(text: bytes) -> tuple[int | None, int | None]:
+        (tmp_path / "net/softnet_stat").write_bytes(text)
+        record = await collector.read()
+        return record.softnet_dropped, record.softnet_time_squeezed
+
+    try:
+        assert await told(softnet((0, 1000, 1), (1, 500, 1))) == (1500, 2)
+        assert await told(softnet((0, 1001, 1))) == (1500, 2)
+        assert await told(softnet((0, 1003, 1))) == (1502, 2)
+        assert await told(softnet((0, 1003, 1), (1, 500, 1))) == (1502, 2)
+        assert await told(softnet((0, 1003, 1), (1, 501, 3))) == (1503, 4)
+        assert await told(softnet((0, 1003, 1), (2, 90, 90))) == (1503, 4)
+    finally:
+        await collector.close()
+
+
+def test_a_softnet_counter_that_wraps_goes_on() -> None:
+    totals = SoftnetTotals()
+    most = (1 << 32) - 1
+    assert totals.take(parse_softnet(softnet((0, most, most), (1, 5, 5)))) == (most + 5, most + 5)
+    assert totals.take(parse_softnet(softnet((0, 1, 0), (1, 5, 5)))) == (most + 7, most + 6)
 
 
 def test_waiters_behind_waiters_are_counted() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from vipscope.budget import Budget
 from vipscope.collectors import procfs
@@ -17,6 +17,8 @@ from vipscope.sources import Sources
 
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """Its inode number is fixed in the kernel (PROC_PID_INIT_INO)."""
+COUNTER: Final = 1 << 32
+"""At which a counter of softnet begins anew."""
 
 T = TypeVar("T")
 
@@ -38,6 +40,7 @@ class PressureCollector(Collector):
     def __init__(self, settings: Settings, budget: Budget, sources: Sources | None = None) -> None:
         super().__init__(settings, budget, sources)
         self._lock = XtablesLock(settings.procfs, settings.xtables_lock)
+        self._softnet = SoftnetTotals()
 
     async def read(self) -> Pressure:
         """Read four small files. /proc/locks takes some ms, a grace period, but next to no CPU."""
@@ -45,7 +48,8 @@ class PressureCollector(Collector):
 
     def _read(self) -> Pressure:
         base = self.settings.procfs
-        softnet = _if_readable(base / "net/softnet_stat", parse_softnet)
+        rows = _if_readable(base / "net/softnet_stat", parse_softnet)
+        softnet = None if rows is None else self._softnet.take(rows)
         lock = self._lock.holders_and_waiters()
         return Pressure(
             tcp_syn_retransmits=_if_readable(base / "net/netstat", parse_syn_retransmits),
@@ -55,6 +59,38 @@ class PressureCollector(Collector):
             xtables_lock_held=None if lock is None else lock[0],
             xtables_lock_waiters=None if lock is None else lock[1],
         )
+
+
+class SoftnetRow(NamedTuple):
+    """One CPU's counters, of 32 bits each."""
+
+    cpu: bytes
+    """Its number as it is printed; b"" where the kernel does not."""
+    dropped: int
+    time_squeezed: int
+
+
+class SoftnetTotals:
+    """Sums over CPUs that come and go: rows are of those online, so a plain sum jumps with them.
+
+    It begins with what is there. What is counted between two reads of different CPUs is not known.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Sequence[SoftnetRow] | None = None
+        self._dropped = self._time_squeezed = 0
+
+    def take(self, rows: Sequence[SoftnetRow]) -> tuple[int, int]:
+        """(dropped, time squeezed) as of these rows, which come in the order of CPUs."""
+        before = self._rows
+        if before is None:
+            before = [SoftnetRow(row.cpu, 0, 0) for row in rows]
+        self._rows = rows
+        if [row.cpu for row in before] == [row.cpu for row in rows]:
+            for old, new in zip(before, rows, strict=True):
+                self._dropped += (new.dropped - old.dropped) % COUNTER
+                self._time_squeezed += (new.time_squeezed - old.time_squeezed) % COUNTER
+        return self._dropped, self._time_squeezed
 
 
 class XtablesLock:
@@ -130,15 +166,16 @@ def parse_syn_retransmits(text: bytes) -> int:
     return int(values[names.index(b"TCPSynRetrans")])
 
 
-def parse_softnet(text: bytes) -> tuple[int, int]:
-    """(dropped, time squeezed) of /proc/net/softnet_stat, summed over the CPUs that are online.
+def parse_softnet(text: bytes) -> list[SoftnetRow]:
+    """The rows of /proc/net/softnet_stat, one for each CPU that is online.
 
-    A line for each CPU; kernels differ in the number of columns, not in the first three.
+    Kernels differ in the number of columns, not in the first three; since Linux 5.10 the thirteenth
+    is the CPU.
     """
     if not _SOFTNET.fullmatch(text):
         raise BrokenError("/proc/net/softnet_stat is no table of hexadecimal numbers")
-    rows = [line.split(maxsplit=3) for line in text.splitlines()]
-    return sum(int(row[1], 16) for row in rows), sum(int(row[2], 16) for row in rows)
+    rows = (line.split() for line in text.splitlines())
+    return [SoftnetRow(b"".join(row[12:13]), int(row[1], 16), int(row[2], 16)) for row in rows]
 
 
 def parse_softirq_seconds(text: bytes) -> float:
