@@ -63,8 +63,8 @@ def board(settings: Settings) -> Board:
                     ),
                     timeseries(
                         "Connections that tracking loses: each waits a second or fails",
-                        "drop: the table was full. early_drop: an older connection made room."
-                        " insert_failed: two had the same addresses and ports.",
+                        "drop: the table was full, or two clashed. early_drop: an older connection"
+                        " made room. insert_failed: mostly, two had the same addresses and ports.",
                         Query(pick(fleet.CONNTRACK_LOST, HERE), "{{kind}}"), unit="cps", steps=lost,
                     ),
                 ),

@@ -279,8 +279,10 @@ _CONNTRACK_HELP = {
     "found": "Look-ups that found an entry other than by the packet's own connection.",
     "invalid": "Packets that could not be tracked.",
     "insert": "Entries inserted outside the fast path.",
-    "insert_failed": "Entries that could not be inserted: another of the same tuple was first.",
-    "drop": "Packets dropped because tracking failed, among others for a full table.",
+    "insert_failed": "Entries that could not be inserted, mostly because another of the same tuple "
+    "was first; their packets are dropped. Before Linux 5.10 also clashes that were resolved.",
+    "drop": "Packets dropped because tracking failed, among others for a full table, or because "
+    "another entry of the same tuple was first.",
     "early_drop": "Entries dropped to make room for new ones in a full table.",
     "error": "Packets dropped for an error in an ICMP or protocol header.",
     "search_restart": "Look-ups begun again because the table was resized under them.",

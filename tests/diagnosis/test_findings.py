@@ -340,6 +340,18 @@ CASES: Sequence[tuple[Mapping[str, Record | Reading], Severity, str, str]] = [
         for name in ("drop", "early_drop", "insert_failed", "chain_too_long")
     ),
     (
+        {"conntrack": replace(CONNTRACK, statistics={"insert_failed": 2})},
+        Severity.INFO,
+        "conntrack-insert-failed",
+        "but for clashes that it resolved",
+    ),
+    (
+        {"conntrack": replace(CONNTRACK, statistics={"insert_failed": 2, "clash_resolve": 0})},
+        Severity.INFO,
+        "conntrack-insert-failed",
+        "the kernel dropped their packets",
+    ),
+    (
         {"nftables": Reading(Outcome.DENIED, "Operation not permitted")},
         Severity.WARNING,
         "collector-denied",

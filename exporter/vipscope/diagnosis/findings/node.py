@@ -321,17 +321,32 @@ def conntrack(snapshot: Snapshot) -> Iterator[Finding]:
                 Severity.INFO,
                 f"conntrack-{name.replace('_', '-')}",
                 f"{count(number, what)} {fate}, since boot",
-                (),
+                (_fate_of_packets(record),) if name == "insert_failed" else (),
                 f"if it grows: {advice}",
             )
 
 
+def _fate_of_packets(record: Conntrack) -> str:
+    """What became of packets whose connection could not be inserted, mostly for another's clash.
+
+    Since Linux 5.10 a clash that is resolved is no failed insertion any more, but counted apart
+    ("netfilter: conntrack: add clash resolution stat counter").
+    """
+    if "clash_resolve" in record.statistics:
+        return "the kernel dropped their packets"
+    return "the kernel dropped their packets, but for clashes that it resolved: it counts them, too"
+
+
 _LOST: Final[Mapping[str, tuple[str, str, str]]] = {
-    "drop": ("packet", "dropped because connection tracking failed", "the table was full"),
+    "drop": (
+        "packet",
+        "dropped because connection tracking failed",
+        "the table was full, or insertions failed",
+    ),
     "early_drop": ("connection", "forgotten to make room", "the table was full"),
     "insert_failed": (
-        "connection",
-        "lost in a race for its entry",
+        "insertion",
+        "of a connection into the table failed",
         "mostly DNS over UDP, asking A and AAAA at once; have a DNS cache on the node",
     ),
     "chain_too_long": (
