@@ -492,7 +492,8 @@ NEW_CONNECTIONS = Metric(
 IMBALANCE = Metric(
     "vipscope_service_backend_imbalance_ratio", "gauge",
     "The busiest backend's new connections over the mean of all of the Service port's, of the "
-    "busiest Service ports, lately. Mode iptables only.",
+    "busiest Service ports, lately and since its backends are those that they are. Mode iptables "
+    "only.",
     ("namespace", "service", "port"), "node", DRIFT,
 )  # fmt: skip
 SAME_ZONE = Metric(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from vipscope.dataplane.programmed import ProxyRule
+from typing import cast
+
+from vipscope.dataplane.comparison import Comparison
+from vipscope.dataplane.desired import Family, PortKey
+from vipscope.dataplane.programmed import Destination, ProxyRule
+from vipscope.dataplane.service_traffic import ServiceTraffic
 from vipscope.dataplane.traffic import ENOUGH, Chain, CountedRule, Traffic, imbalance
 
 SERVICES: Chain = ("ipv4", "KUBE-SERVICES")
@@ -76,6 +81,47 @@ def test_a_chain_that_is_watched_no_more_begins_anew() -> None:
     traffic.take()
     traffic.read_backends(CHAIN, [jump("KUBE-SEP-1", 50)])
     assert traffic.take()[1] == {CHAIN: {"KUBE-SEP-1": 0}}
+
+
+def test_backends_that_are_others_than_before_begin_anew() -> None:
+    traffic, found = Traffic(), []
+    traffic.watched = frozenset((CHAIN,))
+    for packets in ({"1": 0, "2": 0}, {"1": 9, "2": 9}, {"1": 19, "3": 5}, {"1": 20, "3": 6}):
+        traffic.read_backends(CHAIN, [jump(f"KUBE-SEP-{name}", n) for name, n in packets.items()])
+        found.append(traffic.take()[1][CHAIN])
+    assert found == [
+        {"KUBE-SEP-1": 0, "KUBE-SEP-2": 0},
+        {"KUBE-SEP-1": 9, "KUBE-SEP-2": 9},
+        {"KUBE-SEP-1": 0, "KUBE-SEP-3": 0},
+        {"KUBE-SEP-1": 1, "KUBE-SEP-3": 1},
+    ]
+
+
+class Reached:
+    """A comparison in which all is one Service port's, that has one chain."""
+
+    def owner(self, family: Family, _: Destination) -> PortKey:
+        return PortKey("ns", "web", "http", "tcp", family)
+
+    def chains(self, _: PortKey) -> tuple[str, ...]:
+        return (CHAIN[1],)
+
+
+def test_after_a_rollout_the_backends_that_are_gone_do_not_make_the_others_unequal() -> None:
+    traffic, told = Traffic(), ServiceTraffic(5)
+    comparison = cast(Comparison, Reached())
+
+    def imbalance_after(**packets: int) -> float | None:
+        traffic.read_ways_in(SERVICES, [way("10.0.0.1", sum(packets.values()))])
+        traffic.read_backends(CHAIN, [jump(f"KUBE-SEP-{name}", n) for name, n in packets.items()])
+        told.take(comparison, traffic)
+        return told.imbalance.get(("ns", "web", "http"))
+
+    for packets in range(3):  # until they are watched
+        assert imbalance_after(a=packets, b=packets) is None
+    assert imbalance_after(a=1000, b=1000) == 1.0
+    assert imbalance_after(c=0, d=0) is None
+    assert imbalance_after(c=ENOUGH, d=ENOUGH) == 1.0
 
 
 def test_imbalance_is_the_busiest_over_the_mean_and_unknown_of_a_few_connections() -> None:

@@ -30,7 +30,7 @@ class ServiceTraffic:
         self._chains: dict[Chain, PortKey] = {}
         """Those whose backends are watched."""
         self._backends: dict[Chain, Counter[str]] = {}
-        """What each backend lately got; halved every `HALF_LIFE`."""
+        """What each backend lately got, since all of them are there; halved every `HALF_LIFE`."""
 
     @property
     def connections(self) -> Mapping[PortName, int]:
@@ -61,7 +61,10 @@ class ServiceTraffic:
             if port:
                 self._owners.setdefault(port[:3], set()).add(port)
         for chain, counts in backends.items():
-            self._backends.setdefault(chain, Counter()).update(counts)
+            # Only what they got while all of them were there compares them.
+            if self._backends.get(chain, {}).keys() != counts.keys():
+                self._backends[chain] = Counter()
+            self._backends[chain].update(counts)
         self._watch(comparison)
         traffic.watched = frozenset(self._chains)
 

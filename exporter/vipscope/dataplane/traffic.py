@@ -61,14 +61,19 @@ class Traffic:
                 self._connections[chain[0], destination] += packets
 
     def read_backends(self, chain: Chain, rules: Iterable[CountedRule]) -> None:
-        """Take a Service's chain."""
+        """Take a Service's chain. Where its backends are others than before, they begin anew."""
         jumps = {
             (each.rule.target, each.rule.recalled): (each.handle, each.packets)
             for each in rules
             if each.rule.target.startswith(_ENDPOINT)
         }
+        known = {target for target, _ in self._last.get(chain, ())}
+        grown = self._grown(chain, jumps)
         counts = self._backends.setdefault(chain, Counter())
-        for (target, _), packets in self._grown(chain, jumps).items():
+        if known != {target for target, _ in jumps}:
+            counts.clear()
+            grown = dict.fromkeys(grown, 0)  # not all of it is of a time when all were there
+        for (target, _), packets in grown.items():
             counts[target] += packets
 
     def take(
