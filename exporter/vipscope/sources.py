@@ -39,7 +39,8 @@ class Source:
         self.tells_commits = tells_commits
         """Whether the kernel tells when something was committed."""
         self.committed: float | None = None
-        """Unix time of the last commit that it told of."""
+        """Unix time of the last commit that the programs are known to reflect. None where the
+        kernel did not tell of what changed in them. Under the lock, as they are."""
         self.trouble: Exception | None = None
         """What the last read ended with, if it failed."""
         self.doubted: float | None = None
@@ -56,9 +57,9 @@ class Source:
         """Whether anything is known of it, and be it that it cannot be read."""
         return self.confirmed is not None or self.trouble is not None
 
-    def confirm(self, at: float, committed: float | None = None) -> None:
-        """The programs are what the kernel held at this monotonic time, after that commit."""
-        self.confirmed, self.committed = at, committed
+    def confirm(self, at: float) -> None:
+        """The programs are what the kernel held at this monotonic time."""
+        self.confirmed = at
         reassures = self.doubted is not None and at >= self.doubted
         if reassures or any(program.changed for program in self.programs.values()):
             self._news.set()

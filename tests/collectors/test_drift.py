@@ -385,6 +385,29 @@ def test_the_time_from_a_change_to_the_kernel_s_commit_is_measured_and_first_lis
     in_namespace(test)
 
 
+def test_a_change_that_the_kernel_followed_while_nothing_was_compared_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with site(IPTABLES(), tmp_path) as running:
+            lacking, address = _without_its_first_endpoint(_slice())
+            monkeypatch.setattr(proxied, "SILENCE", 0.0)
+            running.server.push("endpointslices", "MODIFIED", lacking)
+            await until_outcome(running, Outcome.FAILED)
+            await asyncio.to_thread(_run, _remove_jump(address))
+            await asyncio.sleep(1.0)
+            rule = "KUBE-SERVICES -d 192.0.2.1 -p tcp --dport 1 -j REJECT"
+            await asyncio.to_thread(_run, f"iptables-nft -w 60 -A {rule}")
+            await asyncio.sleep(1.0)
+            monkeypatch.undo()
+            await until_outcome(running, Outcome.OK)
+            await asyncio.sleep(1.0)
+            assert not running.record().endpoints["stale"]
+            assert counted(running.record().since_change) == 0
+
+    in_namespace(test)
+
+
 def counted(histogram: Histogram | None) -> int:
     assert histogram is not None
     return sum(histogram.counts)

@@ -25,7 +25,7 @@ from vipscope.budget import Budget
 from vipscope.collectors import nftables
 from vipscope.collectors.nftables import Nftables
 from vipscope.netlink.nf_tables import Reader
-from vipscope.netlink.nft_mirror import MOST_TABLES, printable
+from vipscope.netlink.nft_mirror import MOST_TABLES, Mirror, printable
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, DeniedError, Ruleset
 
@@ -482,6 +482,58 @@ def test_overrun_commits_are_still_counted() -> None:
         namespace.restore(rulesets.iptables(rulesets.cluster(1, 1)))
         small = replace(Settings(), receive_buffer=SMALLEST_BUFFER)
         assert namespace.call(live(scenario, small)) == 0
+
+
+def test_a_program_that_changed_comes_with_the_time_of_its_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(watched: Live) -> None:
+        source = watched.collector.source
+        watched.collector.sources.wanted = True
+        await watched.read()
+        for program in source.programs.values():
+            program.take_changes()
+        seen = []
+        depths = Mirror.depths
+
+        def look(mirror: Mirror, reader: Reader) -> Mapping[str, tuple[int, ...]]:
+            if any(program.changed for program in source.programs.values()):
+                seen.append(source.committed)
+            return depths(mirror, reader)
+
+        monkeypatch.setattr(Mirror, "depths", look)
+        shell("add table ip other")
+        await watched.collector.due()
+        await watched.read()
+        began = time.time()
+        shell("flush chain ip nat KUBE-SERVICES")
+        await watched.collector.due()
+        await watched.read()
+        assert seen
+        assert all(committed is not None and committed >= began for committed in seen)
+
+    with Namespace() as namespace:
+        namespace.restore(rulesets.iptables(rulesets.cluster(2, 2)))
+        namespace.call(live(scenario))
+
+
+def test_what_changed_while_notifications_were_lost_has_no_time() -> None:
+    async def scenario(watched: Live) -> None:
+        watched.collector.sources.wanted = True
+        await watched.read()
+        shell("add chain ip nat KUBE-SEP-X")
+        await watched.until_exact(2)
+        assert watched.collector.source.committed is not None
+        shell(rulesets.iptables(rulesets.cluster(60, 3)), "iptables-nft-restore")
+        ruleset = await watched.until_exact(2)
+        assert ruleset.follow is not None
+        assert ruleset.follow.resyncs["overrun"] >= 1
+        assert watched.collector.source.committed is None
+
+    with Namespace() as namespace:
+        namespace.restore(rulesets.iptables(rulesets.cluster(1, 1)))
+        small = replace(Settings(), receive_buffer=SMALLEST_BUFFER)
+        namespace.call(live(scenario, small))
 
 
 def test_a_table_that_dies_with_its_owner_is_noticed() -> None:

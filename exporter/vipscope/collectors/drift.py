@@ -67,6 +67,8 @@ class DriftCollector(Collector):
         """What was compared last; it stays so when all of it is gone."""
         self._comparison: Comparison | None = None
         """None: all is to be compared anew."""
+        self._gap = True
+        """Whether the last read told nothing: what changed since has an unknown time."""
         self._place = Place("")
         self._addresses: object = None
         """The node's addresses that the comparison knows."""
@@ -80,6 +82,7 @@ class DriftCollector(Collector):
 
     async def read(self) -> Drift:
         """What disagrees now. Raises AbsentError, DeniedError or BrokenError."""
+        gap, self._gap = self._gap, True
         if self._proxied is None:
             self._proxied = self._start()
         proxied = self._proxied
@@ -105,10 +108,12 @@ class DriftCollector(Collector):
         anew = self._comparison is None
         wishes = proxied.all() if anew else proxied.take()
         try:
-            return await self.worker.run(self._compare, source, mode, wishes, anew)
+            record = await self.worker.run(self._compare, source, mode, wishes, anew, gap)
         except BaseException:
             self._comparison = None
             raise
+        self._gap = False
+        return record
 
     async def due(self) -> None:
         """Soon after a change on either side, soon again while anything disagrees.
@@ -190,7 +195,9 @@ class DriftCollector(Collector):
 
     # --- in the thread --------------------------------------------------------------------------
 
-    def _compare(self, source: Source, mode: Mode, wishes: Sequence[Wish], anew: bool) -> Drift:
+    def _compare(
+        self, source: Source, mode: Mode, wishes: Sequence[Wish], anew: bool, gap: bool
+    ) -> Drift:
         with self.sources.lock:
             now = time.monotonic()
             if anew:
@@ -199,8 +206,10 @@ class DriftCollector(Collector):
             if comparison is None:
                 raise BrokenError("nothing to compare with")
             touched = comparison.follow(now)
-            if source.committed is not None and not anew:
+            if source.committed is not None and not gap and not anew:
                 self._latency.commit(touched, source.committed)
+            elif touched:
+                self._latency.forget()
             waiting = self._put(comparison, wishes, now)
             for wish in waiting:
                 self._latency.expect(wish.key, wish.triggers)

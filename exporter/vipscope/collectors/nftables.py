@@ -96,7 +96,7 @@ class Nftables(Collector):
         with self.source.reading():
             record = await self.worker.run(self._read, self.budget.solvent())
         if self._agreed_at is not None and self._compares:
-            self.source.confirm(self._agreed_at, self._last_change)
+            self.source.confirm(self._agreed_at)
         return record
 
     async def due(self) -> None:
@@ -229,6 +229,9 @@ class Nftables(Collector):
             self._mirror.keep(self._held.journal)
         if self._held.unread:
             with self.sources.lock:
+                # Of what a full read finds different the commit is not known.
+                known = not self._held.journal.refilled
+                self.source.committed = self._last_change if known else None
                 self._held.refresh(sockets.reader, self._mirror)
 
     def _read_counters(self, sockets: _Sockets) -> None:
