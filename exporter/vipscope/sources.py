@@ -16,6 +16,7 @@ from typing import Literal
 from vipscope.dataplane.desired import Family
 from vipscope.dataplane.programmed import Mode, Programmed
 from vipscope.dataplane.traffic import Traffic
+from vipscope.snapshot import AbsentError
 
 Backend = Literal["nft", "legacy", "ipvs"]
 
@@ -90,7 +91,9 @@ class Source:
         self.trouble = trouble
 
     def modes(self) -> list[Mode]:
-        """The modes of which it holds anything."""
+        """The modes of which it holds anything; none when it was not there at the last read."""
+        if isinstance(self.trouble, AbsentError):
+            return []
         return list(
             dict.fromkeys(
                 mode for (mode, _), program in self.programs.items() if program.holds_anything

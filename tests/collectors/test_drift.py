@@ -32,11 +32,21 @@ from vipscope.collectors.nftables import Nftables
 from vipscope.collectors.xtables import Xtables
 from vipscope.dataplane import expected
 from vipscope.dataplane.desired import DesiredPort
+from vipscope.dataplane.expected import Entry
 from vipscope.dataplane.latency import TRIGGER_TIME
+from vipscope.dataplane.programmed import Programmed
 from vipscope.kube import proxied
 from vipscope.runner import Runner
 from vipscope.settings import Settings
-from vipscope.snapshot import AbsentError, Drift, Histogram, Node, Outcome
+from vipscope.snapshot import (
+    AbsentError,
+    BrokenError,
+    DeniedError,
+    Drift,
+    Histogram,
+    Node,
+    Outcome,
+)
 from vipscope.sources import Sources
 
 pytestmark = pytest.mark.skipif(bool(requirements()), reason="; ".join(requirements()))
@@ -471,6 +481,27 @@ def test_of_two_programs_that_which_kube_proxy_says_is_compared_and_without_a_wo
             assert is_clear(running.record())
 
     in_namespace(test)
+
+
+async def test_a_program_whose_tables_are_no_more_there_is_no_second_one() -> None:
+    sources = Sources()
+    collector = DriftCollector(Settings(), Budget(1.0), sources)
+    entry = Entry("nat/KUBE-SERVICES", "10.0.0.1", "tcp", 80, "KUBE-SVC-X")
+    for backend in ("legacy", "nft"):
+        program = Programmed("iptables")
+        program.put_entries(entry.place, frozenset([entry]))
+        sources.add(backend, {("iptables", "ipv4"): program})
+    legacy, nft = sources.all
+    with pytest.raises(BrokenError, match="several programs"):
+        collector._choose()
+    with pytest.raises(AbsentError), legacy.reading():
+        raise AbsentError("there is no table")
+    assert collector._choose() == (nft, "iptables")
+    with pytest.raises(DeniedError), legacy.reading():
+        raise DeniedError("not permitted")
+    with pytest.raises(BrokenError, match="several programs"):
+        collector._choose()
+    await collector.close()
 
 
 def test_a_node_that_the_api_does_not_have_is_not_compared(tmp_path: Path) -> None:

@@ -409,6 +409,29 @@ def test_a_count_that_failed_is_not_replaced_by_an_older_one(
 
 
 @in_namespace
+def test_tables_that_were_away_are_counted_anew_though_their_sizes_are_the_old_ones(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace.restore("*filter\n:cali-X - [0:0]\n-A INPUT\nCOMMIT\n", "legacy")
+
+    def take_away(_: Xtables, purse: Purse) -> None:
+        purse.full = False
+        monkeypatch.setattr(xtables, "read_sizes", absent)
+
+    def bring_back(_: Xtables, __: Purse) -> None:
+        monkeypatch.undo()
+
+    def absent(*_: object) -> None:
+        raise AbsentError("no table")
+
+    moved = MOVE.replace("-A X", "-A cali-X")
+    found = [each for each, _ in reads(namespace, take_away, moved, bring_back)]
+    assert rules(found[0]) == {"other": 1, "calico": 0}
+    assert isinstance(found[1], AbsentError)
+    assert rules(found[3]) == {"other": 0, "calico": 1}
+
+
+@in_namespace
 def test_a_large_table_s_memory_is_given_back_after_each_count(namespace: Namespace) -> None:
     namespace.restore(rulesets.iptables(rulesets.cluster(1000, 13)), "legacy")
 

@@ -74,7 +74,12 @@ class Xtables(Collector):
         await asyncio.sleep(self.source.patience(self.interval))
 
     async def _read(self) -> Ruleset:
-        sizes = await self.worker.run(read_sizes, self.settings.procfs)
+        try:
+            sizes = await self.worker.run(read_sizes, self.settings.procfs)
+        except AbsentError:
+            # Tables that come back are others, whatever their size.
+            self._tried, self._counted, self._holds = False, None, False
+            raise
         if self._is_due(sizes) and (self.budget.solvent() or not self._tried):
             self._tried, self._counted, self._holds = True, None, False
             before, self._counted_at = self.cpu_seconds, time.monotonic()
