@@ -533,6 +533,27 @@ def test_while_the_api_server_is_silent_nothing_is_compared_and_afterwards_all_i
     in_namespace(test)
 
 
+def test_a_clock_that_is_set_neither_makes_the_api_server_silent_nor_hides_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def set_clock(by: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + by)
+
+    real = time.time
+
+    async def test() -> None:
+        async with site(IPTABLES(), tmp_path) as running:
+            set_clock(3600.0)
+            await asyncio.sleep(6.0)
+            assert outcome(running)[0] is Outcome.OK
+            set_clock(-3600.0)
+            running.server.kill()
+            monkeypatch.setattr(proxied, "SILENCE", 0.5)
+            assert "no word of the API server" in await until_outcome(running, Outcome.FAILED)
+
+    in_namespace(test)
+
+
 def test_an_api_server_that_forgets_again_and_again_loses_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with site(IPTABLES(), tmp_path) as running:

@@ -84,7 +84,7 @@ class Proxied:
     def check_heard(self) -> None:
         """Raise BrokenError when the API server may have said something that was not heard."""
         for each in self._reflectors:
-            silent = time.time() - (each.last_event or 0.0)
+            silent = each.silence
             if silent > SILENCE:
                 text = f"{each.resource.name}: no word of the API server for {silent:.0f} s"
                 raise BrokenError(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class Reflector(Generic[T]):
         self.resource = resource
         self.last_event: float | None = None
         """Unix time of the last list, event or bookmark."""
+        self._heard = -math.inf
+        """The same by the clock, which nobody sets."""
         self.skipped = 0
         """Objects so far that could not be decoded and are therefore not known, or known as they
         were before."""
@@ -113,6 +116,11 @@ class Reflector(Generic[T]):
         """Whether there has been a list: without one, no objects means nothing."""
         return bool(self._version)
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the last list, event or bookmark; infinite before the first."""
+        return self._clock() - self._heard
+
     async def run(self) -> NoReturn:
         """List and watch for ever."""
         while True:
@@ -140,7 +148,7 @@ class Reflector(Generic[T]):
         log.log(level, "%s: watch ended (%s): %s", self.resource.name, error.reason, error)
 
     def _note_life(self) -> None:
-        self.last_event = time.time()
+        self.last_event, self._heard = time.time(), self._clock()
         self._complained_of = None
 
     # --- list ---
