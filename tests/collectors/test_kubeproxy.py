@@ -241,6 +241,26 @@ async def test_a_missed_answer_does_not_make_a_pending_sync_look_fresh() -> None
     assert pending[2] >= 1000
 
 
+async def test_one_that_was_started_anew_has_had_nothing_pending_before() -> None:
+    began = time.time()
+    queued, synced = f"{PREFIX}last_queued_timestamp_seconds", f"{PREFIX}last_timestamp_seconds"
+    said = [
+        answer(f"{queued} {began - 1000}\n{synced} {began - 2000}\n"),
+        answer("", 500),
+        answer(f"{queued} {began}\n{synced} 0\n"),
+    ]
+
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        return await said.pop(0)(request)
+
+    async with serving(metrics=metrics) as url, collector(url, nobody()) as reader:
+        pending = [(await reader.read()).sync_pending_seconds for _ in range(3)]
+    assert pending[0] is not None
+    assert pending[0] >= 1000
+    assert pending[2] is not None
+    assert pending[2] < 500
+
+
 async def test_the_comparison_hears_of_its_mode_when_that_changes() -> None:
     async with serving(proxyMode=answer("nftables")) as url, collector(url, url) as reader:
         await reader.read()

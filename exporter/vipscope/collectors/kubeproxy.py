@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,6 +77,8 @@ class KubeProxyCollector(Collector):
         self._session: aiohttp.ClientSession | None = None
         self._pending: Mapping[str, float] = {}
         """Family -> Unix time since which a sync has been pending."""
+        self._succeeded: Set[str] = frozenset()
+        """Families with a success when kube-proxy last answered."""
 
     async def read(self) -> KubeProxy:
         """What kube-proxy answers. What it does not, or not in a form that it would, is None."""
@@ -94,7 +96,10 @@ class KubeProxyCollector(Collector):
                 state = SyncState()
         now = time.time()
         if state.queued:  # an answer that did not come is no reason to forget
+            if self._succeeded - state.synced.keys():  # it was started anew
+                self._pending = {}
             self._pending = pending_since(state, self._pending)
+            self._succeeded = state.synced.keys()
         said = parse_mode(mode.body) if mode.status == 200 else None
         if said != self.sources.said_mode:
             self.sources.said_mode = said
