@@ -447,6 +447,17 @@ def test_a_kernel_that_cannot_be_read_is_unknown_and_not_clear() -> None:
     assert report.conclusion.endswith("cannot be read: nf_tables: Operation not permitted")
 
 
+def test_a_program_without_a_way_in_is_not_blamed_where_another_could_not_be_read() -> None:
+    port = facts().ways[0].port
+    other = program("iptables", port, lambda kernel: kernel.entries.clear())
+    unread = "IPVS: the table changed during each of 5 reads"
+    report = trace(with_way(kernel=Kernel((other, program("ipvs", port)), (unread,))))
+    assert steps(report)["kube-proxy"].summary == "mode ipvs, with leftovers of mode iptables (nft)"
+    report = trace(with_way(kernel=Kernel((other,), (unread,))))
+    assert report.verdict is Verdict.UNKNOWN
+    assert report.conclusion.endswith(f"cannot be read: {unread}")
+
+
 def test_leftovers_of_another_mode_are_a_warning() -> None:
     given = facts()
     port = given.ways[0].port

@@ -376,10 +376,14 @@ def _seconds(text: str) -> float:
 
 
 def _active(port: DesiredPort, kernel: Kernel) -> Program | None:
-    """The program that takes the packets: of several the first with a way in for them."""
+    """The program that takes the packets: of several the first with a way in for them.
+
+    None when there is no program, and where one without a way in may only be a leftover beside that
+    which could not be read.
+    """
     programs = kernel.programs
     taking = (p for p in programs if p.held.program.at(destination(port)))
-    return next(taking, programs[0] if programs else None)
+    return next(taking, programs[0] if programs and not kernel.unread else None)
 
 
 def _is_ipvs(program: Program | None) -> bool:
