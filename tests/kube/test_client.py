@@ -18,6 +18,7 @@ from tests.lab.apiserver import ApiServer, Certificate, Object, kubeconfig
 from vipscope.kube import client as module
 from vipscope.kube.client import Client, reason_of
 from vipscope.kube.errors import ApiError, Reason
+from vipscope.kube.lookup import find, within
 from vipscope.kube.resources import NODES, SERVICES
 
 
@@ -41,6 +42,19 @@ async def test_a_body_over_the_limit_is_not_read_to_its_end(client: Client) -> N
         assert response.headers["content-type"].startswith("application/json")
         with pytest.raises(ApiError, match="more than 100 bytes") as caught:
             await response.read(100)
+    assert caught.value.reason is Reason.MALFORMED
+
+
+async def test_an_object_that_cannot_be_decoded_is_not_taken_for_one_that_is_not_there(
+    client: Client, server: ApiServer
+) -> None:
+    wanted = within(SERVICES, "ns-0", name="svc-0")
+    async with client.connect() as connection:
+        (known,) = await find(connection, wanted)
+        metadata = {"namespace": "ns-0", "name": "svc-0", "uid": known.metadata.uid}
+        server.push("services", "MODIFIED", {"metadata": metadata, "spec": {"ports": "many"}})
+        with pytest.raises(ApiError, match="1 of the services cannot be decoded") as caught:
+            await find(connection, wanted)
     assert caught.value.reason is Reason.MALFORMED
 
 

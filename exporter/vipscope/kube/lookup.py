@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vipscope.kube.client import Connection
+from vipscope.kube.errors import ApiError, Reason
 from vipscope.kube.resources import Resource, T
 from vipscope.kube.wire import Decoder
 
@@ -35,12 +36,16 @@ def named(resource: Resource[T], name: str) -> Resource[T]:
 
 
 async def find(connection: Connection, resource: Resource[T]) -> tuple[T, ...]:
-    """All objects of a resource, as they are now. Raises ApiError.
+    """All objects of a resource, as they are now.
 
-    Objects that cannot be decoded are left out.
+    Raises ApiError, also when one of them cannot be decoded: else it would look as if it was gone.
     """
     query = {"labelSelector": resource.label_selector, "fieldSelector": resource.field_selector}
     given = {key: value for key, value in query.items() if value}
     async with connection.get(resource.path, given, idle=IDLE) as response:
         body = await response.read(LIMIT)
-    return tuple([item.object for item in Decoder(resource.type).page(body).items])
+    page = Decoder(resource.type).page(body)
+    if page.skipped:
+        text = f"{page.skipped} of the {resource.name} cannot be decoded"
+        raise ApiError(Reason.MALFORMED, text)
+    return tuple([item.object for item in page.items])
