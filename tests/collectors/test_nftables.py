@@ -27,7 +27,7 @@ from vipscope.collectors.nftables import Nftables
 from vipscope.netlink.nf_tables import Reader
 from vipscope.netlink.nft_mirror import MOST_TABLES, Mirror, printable
 from vipscope.settings import Settings
-from vipscope.snapshot import AbsentError, DeniedError, Ruleset
+from vipscope.snapshot import AbsentError, BrokenError, DeniedError, Ruleset
 
 pytestmark = pytest.mark.skipif(bool(requirements()), reason="; ".join(requirements()))
 
@@ -482,6 +482,29 @@ def test_overrun_commits_are_still_counted() -> None:
         namespace.restore(rulesets.iptables(rulesets.cluster(1, 1)))
         small = replace(Settings(), receive_buffer=SMALLEST_BUFFER)
         assert namespace.call(live(scenario, small)) == 0
+
+
+def test_after_a_read_that_failed_nothing_older_is_told_however_poor_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: Reader) -> None:
+        raise BrokenError("not a table")
+
+    async def scenario(watched: Live) -> None:
+        await watched.read()
+        watched.budget.spend(1000.0)
+        await asyncio.sleep(nftables.QUIET)
+        monkeypatch.setattr(Reader, "tables", broken)
+        shell("add chain ip nat KUBE-SEP-X")
+        with pytest.raises(BrokenError):
+            await watched.read()
+        monkeypatch.undo()
+        shell("add chain ip nat KUBE-SEP-Y")
+        assert_exact(await watched.read(), oracle())
+
+    with Namespace() as namespace:
+        namespace.restore(rulesets.iptables(rulesets.cluster(2, 2)))
+        namespace.call(live(scenario))
 
 
 def test_a_program_that_changed_comes_with_the_time_of_its_commit(

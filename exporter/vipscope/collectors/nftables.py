@@ -134,8 +134,10 @@ class Nftables(Collector):
                 return self._follow(self._sockets, solvent)
             return self._poll(self._sockets, solvent)
         except BaseException:
-            # Answers may be pending on the sockets, and the mirror half changed.
+            # Answers may be pending on the sockets, and the mirror half changed. What was true
+            # before is not told again: nobody knows for how long it has not been.
             self._drop()
+            self._record = None
             raise
 
     def _drop(self) -> None:
