@@ -172,7 +172,8 @@ CHAINS = Metric(
 )  # fmt: skip
 SET_ELEMENTS = Metric(
     "vipscope_set_elements", "gauge",
-    "Elements of kube-proxy's named sets and maps; all affinity sets as one.",
+    "Elements of kube-proxy's named sets and maps; all affinity sets as one, and absent while the "
+    "budget does not allow to count them again.",
     ("family", "table", "set"), "node", RULESET,
 )  # fmt: skip
 SERVICE_RULE_DEPTH = Metric(

@@ -484,6 +484,31 @@ def test_overrun_commits_are_still_counted() -> None:
         assert namespace.call(live(scenario, small)) == 0
 
 
+def test_remembered_clients_that_cannot_be_counted_again_are_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nftables, "EXPIRING", 0.2)
+    table = """
+    table ip kube-proxy {
+      set cluster-ips { type ipv4_addr; elements = { 10.0.0.1 }; }
+      set affinity-X { type ipv4_addr; flags dynamic, timeout; timeout 1h; }
+    }
+    """
+
+    async def scenario(watched: Live) -> None:
+        fixed, fleeting = ("ipv4", "kube-proxy", "cluster-ips"), ("ipv4", "kube-proxy", "affinity")
+        shell(table)
+        assert (await watched.read()).set_elements == {fixed: 1, fleeting: 0}
+        watched.budget.spend(1000.0)
+        await asyncio.sleep(0.5)
+        assert (await watched.read()).set_elements == {fixed: 1}
+        watched.budget.spend(-2000.0)
+        assert (await watched.read()).set_elements == {fixed: 1, fleeting: 0}
+
+    with Namespace() as namespace:
+        namespace.call(live(scenario))
+
+
 def test_after_a_read_that_failed_nothing_older_is_told_however_poor_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

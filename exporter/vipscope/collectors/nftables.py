@@ -41,7 +41,8 @@ with."""
 RESYNC = 3600.0
 """Seconds after which everything is read again, in case following has a fault that nobody knows."""
 EXPIRING = 5.0
-"""Seconds between reads of sets whose elements come and go unnotified."""
+"""Seconds between reads of sets whose elements come and go unnotified. What was read twice as long
+ago, while the budget was spent, is not told."""
 PATIENCE = 2.0
 """Seconds of commits without a pause after which the last record stays."""
 ATTEMPTS = 20
@@ -306,11 +307,13 @@ class Nftables(Collector):
         raise BrokenError("the ruleset did not stay the same for one read")
 
     def _counted(self, depths: Mapping[str, tuple[int, ...]], generation: int) -> Ruleset:
-        self._agreed_at = time.monotonic()
+        self._agreed_at = now = time.monotonic()
         return Ruleset(
             backend="nft",
             counts=self._mirror.counts(),
-            set_elements=self._mirror.set_elements(),
+            set_elements=self._mirror.set_elements(
+                expiring=now - self._expiring_read_at < 2 * EXPIRING
+            ),
             depths=depths,
             counted_at=time.time(),
             generation=generation,

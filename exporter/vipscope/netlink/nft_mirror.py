@@ -254,11 +254,16 @@ class Mirror:
         foreign = not any(owner == KUBE_PROXY for owner, _ in counts)
         return foreign, -sum(rules for rules, _ in counts.values()), key
 
-    def set_elements(self) -> Mapping[tuple[str, str, str], int]:
-        """(family, table, set) -> elements of kube-proxy's named sets and maps."""
+    def set_elements(self, *, expiring: bool) -> Mapping[tuple[str, str, str], int]:
+        """(family, table, set) -> elements of kube-proxy's named sets and maps.
+
+        Without `expiring`, those are left out whose elements come and go unnotified.
+        """
         result: dict[tuple[str, str, str], int] = {}
         for (family, name), table in self._tables.items():
             for each, keys in table.sets.items():
+                if each in table.expiring and not expiring:
+                    continue
                 key = label(family), printable(name), printable(set_name(each))
                 result[key] = result.get(key, 0) + len(keys)
         return result
