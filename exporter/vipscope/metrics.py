@@ -456,7 +456,8 @@ DRIFT_ENDPOINTS = Metric(
 )  # fmt: skip
 DRIFT_OLDEST = Metric(
     "vipscope_drift_oldest_seconds", "gauge",
-    "Age of the oldest disagreement between kernel and API; 0 when they agree.",
+    "Age of the oldest disagreement between kernel and API, counted from when it was first seen "
+    "here; 0 when none has lasted for the grace period.",
     (), "node", DRIFT,
 )  # fmt: skip
 DRIFT_FAULT = Metric(

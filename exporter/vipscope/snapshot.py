@@ -297,7 +297,7 @@ class Drift:
     endpoints: Mapping[str, int]
     """Kind (missing, stale) -> endpoints of Service ports."""
     oldest: float
-    """Age of the oldest disagreement in seconds; 0 when all agrees."""
+    """Age of the oldest disagreement in seconds; 0 when none has lasted for the grace period."""
     named: tuple[Disagreement, ...]
     """The oldest, no more than have series of their own."""
     unroutable: tuple[Unroutable, ...]
