@@ -36,6 +36,7 @@ from vipscope.cluster import (
     ServiceStatus,
 )
 from vipscope.dataplane.desired import SERVICE_NAME_LABEL, service_of_slice
+from vipscope.dataplane.latency import MOST_WAITING, TRIGGER_TIME
 from vipscope.dataplane.top import HALF_LIFE, Top
 from vipscope.diagnosis import unroutable as diagnosis
 from vipscope.diagnosis.unroutable import Unroutable
@@ -47,6 +48,7 @@ from vipscope.kube.client import Client
 from vipscope.kube.errors import Reason
 from vipscope.kube.meter import Meter
 from vipscope.kube.pods import LeanPod
+from vipscope.kube.proxied import _Triggers
 from vipscope.kube.reflector import Change, Handler, Key, Reflector
 from vipscope.kube.resolver import Resolver, resolve_name
 from vipscope.kube.resources import PROXIED_SLICES, T
@@ -796,3 +798,22 @@ async def test_a_meter_hands_on_errors_both_ways() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert seen == ["cancelled"]
+
+
+# --- what happened to endpoints -------------------------------------------------------------------
+
+
+def test_of_changes_that_nobody_takes_only_so_many_are_noted_as_can_be_measured() -> None:
+    def changed(number: int) -> EndpointSlice:
+        bare = piece(endpoint(1))
+        annotations = {TRIGGER_TIME: f"2026-01-01T00:00:{number:02}Z"}
+        return msgspec.structs.replace(
+            bare, metadata=msgspec.structs.replace(bare.metadata, annotations=annotations)
+        )
+
+    triggers = _Triggers()
+    for number in range(2 * MOST_WAITING):
+        triggers.changed(Change(changed(number), changed(number + 1), 0))
+    (noted,) = triggers.take().values()
+    assert [each.happened % 60 for each in noted] == [*range(1, MOST_WAITING + 1)]
+    assert not triggers.take()

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from vipscope.cluster import EndpointSlice, Node, Service
 from vipscope.dataplane.desired import Place, service_of_slice
-from vipscope.dataplane.latency import Trigger, trigger_time
+from vipscope.dataplane.latency import MOST_WAITING, Trigger, trigger_time
 from vipscope.kube.meter import Meter
 from vipscope.kube.reflector import Change, Key
 from vipscope.kube.resources import NODES, PROXIED_SERVICES, PROXIED_SLICES, Resource
@@ -138,7 +138,9 @@ class _Triggers:
             return
         happened, owner = trigger_time(change.old, change.new), service_of_slice(change.new)
         if happened is not None and owner is not None:
-            self._noted.setdefault(owner, []).append(Trigger(happened, time.time()))
+            noted = self._noted.setdefault(owner, [])
+            if len(noted) < MOST_WAITING:  # they may not be taken for days
+                noted.append(Trigger(happened, time.time()))
 
     def take(self) -> Mapping[Key, Sequence[Trigger]]:
         noted, self._noted = self._noted, {}
