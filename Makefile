@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 4
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 
-# DEMO=short plays it in less than two minutes.
+# DEMO=short plays it in less than two minutes; DEMO=write in full, and renews README.md's summary.
 DEMO ?=
 
 .PHONY: run test demo lint generate bench screenshots lock clean
@@ -24,7 +24,7 @@ test: $(VENV)/lint.stamp
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
-demo: $(VENV)/run.stamp
+demo: $(VENV)/$(if $(filter write,$(DEMO)),generate,run).stamp
 	@tools/setup system $(VENV) conntrack ip ipset iptables-legacy-restore nft \
 	  prometheus prometheus-alertmanager
 	@$(BIN)/python -m demo $(if $(DEMO),--$(DEMO))

@@ -1,4 +1,4 @@
-"""`python -m demo [--short]`: play the demonstration."""
+"""`python -m demo [--short | --write]`: play the demonstration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from demo.board import Board
-from demo.play import FULL, SHORT, perform
+from demo.board import Board, told
+from demo.play import FULL, SHORT, left, perform
 from tests.lab import monitoring, namespace
 
 _CANNOT = """\
@@ -31,13 +31,13 @@ def _terminal() -> Iterator[Callable[[Board], None]]:
     """What shows the board: in place on a terminal, elsewhere a line for what has happened."""
     write = sys.stdout.write
     if not sys.stdout.isatty():
-        told = 0
+        written = 0
 
         def tell(board: Board) -> None:
-            nonlocal told
-            write("".join(f"{line}\n" for line in board.log[told:]))
+            nonlocal written
+            write("".join(f"{line}\n" for line in board.log[written:]))
             sys.stdout.flush()
-            told = len(board.log)
+            written = len(board.log)
 
         yield tell
         return
@@ -75,30 +75,38 @@ class _Interruption:
 def main() -> None:
     """The command line. Exits with 1 when it cannot be played or an alert is missing."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="in less than two minutes")
-    length = SHORT if parser.parse_args().short else FULL
-    if lacking := [*namespace.requirements(), *filter(None, [monitoring.missing()])]:
-        sys.exit(_CANNOT.format(reasons="\n  ".join(lacking)))
-    namespace.sweep()
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--short", action="store_true", help="in less than two minutes")
+    choice.add_argument("--write", action="store_true", help="put the summary into README.md, too")
+    arguments = parser.parse_args()
     interruption = _Interruption()
     for each in _SIGNALS:
         signal.signal(each, interruption)
     try:
+        if lacking := [*namespace.requirements(), *filter(None, [monitoring.missing()])]:
+            sys.exit(_CANNOT.format(reasons="\n  ".join(lacking)))
+        namespace.sweep()
         with _terminal() as show:
 
             def watch(board: Board) -> None:
                 interruption.check()
                 show(board)
 
-            summary = perform(length, watch)
+            summary = told(perform(SHORT if arguments.short else FULL, watch))
     except BaseException as error:
         # Ctrl-C ends all that it runs as well, and what fails for that is no fault.
         if interruption.came:
-            sys.exit("interrupted; nothing is left behind")
+            sys.exit(f"interrupted; left behind: {', '.join(left()) or 'nothing'}")
         if isinstance(error, TimeoutError):
             sys.exit(str(error))
         raise
-    sys.stdout.write(f"\n{summary.text()}\n")
+    sys.stdout.write(f"\n{summary}\n")
+    if arguments.write:
+        # Only here: it needs more than the demonstration does.
+        from tools.generate import README, replace_region
+
+        shown = f"```\n$ make demo\n{summary}\n```\n"
+        README.write_text(replace_region(README.read_text(), "demo", shown))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The board on the terminal: what is seen now, as text."""
+"""As text: the board, with what is seen now, and the summary of what was seen."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from demo.readings import Measured, Outcome, Summary
 from vipscope.probe.prober import BOUNDS
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -14,8 +16,10 @@ _GRAPH = 40
 """Beats that a graph shows."""
 
 
-def microseconds(seconds: float) -> str:
-    """A latency of the prober's histogram, in which all up to the first bound is one."""
+def _latency(seconds: float) -> str:
+    """Of the prober's histogram, in which all up to the first bound is one."""
+    if seconds >= 0.01:
+        return f"{seconds * 1e3:,.0f} ms"
     return f"{'≤ ' * (seconds <= BOUNDS[0])}{max(seconds, BOUNDS[0]) * 1e6:,.0f} µs"
 
 
@@ -50,8 +54,8 @@ class Board:
             "",
             self._line("Services", "services"),
             self._line("rules", "rules"),
-            self._line("new connection, p50", "p50", microseconds),
-            self._line("                p99", "p99", microseconds),
+            self._line("new connection, p50", "p50", _latency),
+            self._line("                p99", "p99", _latency),
             self._line("Services in drift", "drift_services"),
             self._line("endpoints in drift", "drift_endpoints"),
             self._line("route to nobody", "unroutable"),
@@ -90,3 +94,31 @@ class Board:
         ]
         left = len(lines) - _MOST_ALERTS
         return lines if left <= 0 else [*lines[:_MOST_ALERTS], f"  and {left} more"]
+
+
+def told(summary: Summary) -> str:
+    """The summary, for people."""
+    head = "a new connection through the last Service"
+    trend = f"r = {summary.correlation:.2f}, {summary.slope:.3f} ms for 10,000 rules"
+    if math.isnan(summary.correlation):
+        trend = "too short a time to tell"
+    return "\n".join(
+        [
+            f"{head:44}{'rules':>9}{'p50':>11}{'p99':>11}",
+            *map(_size_line, summary.sizes),
+            f"  {'rules and p99 as the cluster grew':33}{trend:>40}",
+            "",
+            f"{'incident':20}{'alert, minutes as seconds':28} fired after  ceased after",
+            *map(_outcome_line, summary.outcomes),
+        ]
+    )
+
+
+def _size_line(seen: Measured) -> str:
+    title = f"  {seen.era.services:,} Services, {seen.era.mode}"
+    return f"{title:44}{seen.rules:9,.0f}{_latency(seen.p50):>11}{_latency(seen.p99):>11}"
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    times = f"{outcome.fired:10.0f} s{outcome.ceased:12.0f} s"
+    return f"{outcome.incident.title:20}{outcome.incident.alert:28}{times}"

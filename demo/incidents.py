@@ -31,10 +31,9 @@ class Incident:
     mends: Callable[[Site], None] = _nothing
 
     @property
-    def selector(self) -> str:
-        """The alert's labels as PromQL selects them."""
-        labels = {"alertname": self.alert, **self.labels}
-        return ",".join(f'{name}="{value}"' for name, value in labels.items())
+    def selecting(self) -> Mapping[str, str]:
+        """The labels that the alert has if it is this one's, its name among them."""
+        return {"alertname": self.alert, **self.labels}
 
 
 def _mismatch(site: Site) -> None:
@@ -97,11 +96,11 @@ INCIDENTS: Sequence[Incident] = (
         "the rollout that flapped is paused",
         "VipscopeEndpointChurn",
         goes_on=Site.flap,
-        mends=Site.settle,
+        mends=Site.steady,
     ),
     Incident(
         "conntrack pressure",
-        "Somebody fills the connection tracking table: new connections are dropped.",
+        "Somebody fills the connection tracking table: when it is full, no new connection passes.",
         "whoever it was has ended",
         "VipscopeConntrackFull",
         breaks=Site.fill_conntrack,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from demo.board import Board
 from demo.incidents import GROWTH, INCIDENTS, Incident
 from demo.readings import Act, Era, Summary
 from demo.site import CLUSTER_PAGE, NODE_PAGE, Site
+from tests.lab import namespace
 from tests.lab.monitoring import Monitoring, rehearsed
 from tests.lab.namespace import Namespace
 
@@ -25,16 +27,19 @@ TARGETS = {"node2": f"127.0.0.1:{NODE_PAGE}"}, (f"127.0.0.1:{CLUSTER_PAGE}",)
 DOORS: Mapping[int, tuple[str, str]] = {
     NODE_PAGE: ("this node", "/"),
     CLUSTER_PAGE: ("the cluster", "/"),
-    9090: ("Prometheus", "/alerts"),
-    9093: ("Alertmanager", "/"),
+    9090: ("Prometheus", "/classic/alerts"),
+    9093: ("Alertmanager", "/api/v2/alerts"),
 }
-"""What to open in a browser, by port: what it shows, and the path."""
+"""What to open in a browser, by port: what it shows, and the path. Debian leaves out Prometheus's
+newer pages, and those of Alertmanager."""
 SETTLED = 6.0
 """Seconds after which the rules' shortest window, 5 of them, has seen nothing else."""
 PATIENCE = 90.0
 """Seconds to wait for an alert, on a machine that is busy with other things."""
 BEAT = 1.0
 """Seconds between two looks at the board."""
+_DIRECTORY = f"vipscope-demo-{os.getpid()}-"
+"""How the name of its directory begins."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Length:
     """Seconds to look at what there is to see."""
 
 
-SHORT = Length((50, 1000, 5000), 0)
+SHORT = Length((50, 5000), 0)
 FULL = Length((50, 100, 250, 500, 1000, 2000, 3000, 4000, 5000), 15)
 
 
@@ -57,17 +62,22 @@ def perform(length: Length, watch: Callable[[Board], None]) -> Summary:
     Raises TimeoutError for an alert that does not fire, or does not cease.
     """
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vipscope-demo-")))
-        namespace = stack.enter_context(Namespace())
-        found = stack.enter_context(doors.opened(namespace, [*DOORS]))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_DIRECTORY)))
+        inside = stack.enter_context(Namespace())
+        found = stack.enter_context(doors.opened(inside, [*DOORS]))
         board = Board({name: f"{found[port]}{path}" for port, (name, path) in DOORS.items()})
         board.title = "A node, an API server, vipscope, Prometheus and Alertmanager are started."
         watch(board)
-        site = Site(namespace, directory, length.sizes[0])
-        watched = stack.enter_context(Monitoring(namespace, directory, SETTINGS, *TARGETS))
+        site = Site(inside, directory, length.sizes[0])
+        watched = stack.enter_context(Monitoring(inside, directory, SETTINGS, *TARGETS))
         play = _Play(site, watched, length, board, watch)
         play.run()
         return readings.summed_up(watched, play.eras, play.acts)
+
+
+def left() -> list[str]:
+    """What this process's play has left behind: names of namespaces, and paths."""
+    return [*namespace.made(), *map(str, Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*"))]
 
 
 class _Play:
@@ -87,15 +97,15 @@ class _Play:
     def run(self) -> None:
         growth = self._begin(GROWTH)
         for services in self._length.sizes:
-            self._site.grow(services)
-            self._settle(services, "iptables")
+            if self.eras:  # the first are there already
+                self._grow(services)
+            self._measure(services, "iptables")
         self._wait_until_it_fires(growth)
         for incident in INCIDENTS:
             self._pass(incident)
         growth.mended = self.acts[-1].mended
-        self._say(GROWTH.remedy)
-        self._settle(max(self._length.sizes), "nftables")
-        self._wait(lambda: not any(map(self._fires, self.acts)), "all alerts to cease")
+        self._wait_until_it_ceases(growth)
+        self._measure(max(self._length.sizes), "nftables")
 
     def _pass(self, incident: Incident) -> None:
         act = self._begin(incident)
@@ -104,7 +114,7 @@ class _Play:
         self._look(self._length.look, act)
         incident.mends(self._site)
         act.mended = time.time()
-        self._say(f"mended: {incident.remedy}")
+        self._wait_until_it_ceases(act)
         self._look(self._length.look)
 
     def _begin(self, incident: Incident) -> Act:
@@ -114,7 +124,16 @@ class _Play:
         self._say(incident.story)
         return act
 
-    def _settle(self, services: int, mode: str) -> None:
+    def _grow(self, services: int) -> None:
+        """Make it that many Services, and wait until Prometheus knows of their rules."""
+        self._board.title = f"{services:,} Services: kube-proxy writes their rules"
+        self._watch(self._board)
+        before = self._rules()
+        self._site.grow(services)
+        self._board.title = f"{services:,} Services"
+        self._wait(lambda: self._rules() != before, "the rules to be counted")
+
+    def _measure(self, services: int, mode: str) -> None:
         """Look at what has just been made, for as long as it takes to measure it."""
         began = time.time()
         self._look(max(SETTLED, self._length.look))
@@ -123,8 +142,12 @@ class _Play:
     def _wait_until_it_fires(self, act: Act) -> None:
         """And Alertmanager has told somebody."""
         alert = act.incident.alert
-        self._wait(lambda: self._fires(act) and self._is_told_of(alert), f"{alert} to fire", act)
+        self._wait(lambda: self._fires(act) and self._is_told_of(act), f"{alert} to fire", act)
         self._say(f"{alert} has come, after {time.time() - act.began:.0f} s")
+
+    def _wait_until_it_ceases(self, act: Act) -> None:
+        self._wait(lambda: not self._fires(act), f"{act.incident.alert} to cease")
+        self._say(f"mended: {act.incident.remedy}")
 
     def _wait(self, condition: Callable[[], bool], what: str, act: Act | None = None) -> None:
         end = time.monotonic() + PATIENCE
@@ -144,11 +167,15 @@ class _Play:
             self._watch(self._board)
             time.sleep(max(0.0, beat - time.monotonic()))
 
+    def _rules(self) -> float | None:
+        return readings.now(self._watched).get("rules")
+
     def _fires(self, act: Act) -> bool:
         return readings.fires(self._watched, act.incident)
 
-    def _is_told_of(self, alert: str) -> bool:
-        return any(name == alert for name, _ in self._watched.told())
+    def _is_told_of(self, act: Act) -> bool:
+        labels = act.incident.selecting.items()
+        return any(labels <= alert["labels"].items() for alert in self._watched.notified())
 
     def _say(self, text: str) -> None:
         self._board.say(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from alerts.association import BY_NODE
 from alerts.growth import NODE_RULES
 from alerts.latency import LATENCY
-from demo.board import microseconds
 from demo.incidents import Incident
 from tests.lab.monitoring import Monitoring
 from vipscope import metrics as m
@@ -119,33 +117,6 @@ class Summary:
     """Milliseconds of p99 by 10,000 rules, likewise."""
     outcomes: Sequence[Outcome]
 
-    def text(self) -> str:
-        """For people."""
-        head = "a new connection through the last Service"
-        trend = f"r = {self.correlation:.2f}, {self.slope:.3f} ms for 10,000 rules"
-        if math.isnan(self.correlation):
-            trend = "too short a time to tell"
-        return "\n".join(
-            [
-                f"{head:44}{'rules':>9}{'p50':>11}{'p99':>11}",
-                *map(_size_line, self.sizes),
-                f"  {'rules and p99 as the cluster grew':33}{trend:>40}",
-                "",
-                f"{'incident':20}{'alert, minutes as seconds':28} fired after  ceased after",
-                *map(_outcome_line, self.outcomes),
-            ]
-        )
-
-
-def _size_line(seen: Measured) -> str:
-    title = f"  {seen.era.services:,} Services, {seen.era.mode}"
-    return f"{title:44}{seen.rules:9,.0f}{microseconds(seen.p50):>11}{microseconds(seen.p99):>11}"
-
-
-def _outcome_line(outcome: Outcome) -> str:
-    times = f"{outcome.fired:10.0f} s{outcome.ceased:12.0f} s"
-    return f"{outcome.incident.title:20}{outcome.incident.alert:28}{times}"
-
 
 def summed_up(monitoring: Monitoring, eras: Sequence[Era], acts: Sequence[Act]) -> Summary:
     """Ask Prometheus for all that it has seen. The last era is the one in mode nftables."""
@@ -159,7 +130,9 @@ def summed_up(monitoring: Monitoring, eras: Sequence[Era], acts: Sequence[Act]) 
 
 
 def _alert(incident: Incident) -> str:
-    return f'ALERTS{{alertstate="firing",{incident.selector}}}'
+    labels = {"alertstate": "firing", **incident.selecting}
+    matchers = (f'{name}="{value}"' for name, value in labels.items())
+    return f"ALERTS{{{','.join(matchers)}}}"
 
 
 def _one(monitoring: Monitoring, expression: str) -> float:

@@ -120,7 +120,7 @@ class Site:
         self.want(*(each.without(each.endpoints[0]) if self._flapping else each for each in some))
         self.sync()
 
-    def settle(self) -> None:
+    def steady(self) -> None:
         """Give it back to all."""
         if self._flapping:
             self.flap()

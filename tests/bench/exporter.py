@@ -40,7 +40,7 @@ from vipscope.settings import load
 
 FEW_SERVICES = SERVICES // 100
 SCRAPERS = 10
-BLOCKS, SCRAPES = 5, 40
+BLOCKS, SCRAPES = 20, 40
 """Blocks in turn at either size, and scrapes of each scraper in a block."""
 LOOKS = 10
 """At the page, each at a second of its own: within one it is not made anew."""

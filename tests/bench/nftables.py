@@ -32,7 +32,7 @@ from vipscope.snapshot import Ruleset
 
 SERVICES = 5000
 ENDPOINTS = 13
-ROUNDS = 5
+ROUNDS = 9
 UNCHANGED_READS = 200
 CHANGES = 12
 FIRST, FOLLOW = "first", "follow"

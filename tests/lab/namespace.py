@@ -61,8 +61,8 @@ class Namespace(contextlib.AbstractContextManager["Namespace"]):
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Self:
-        _run(["ip", "netns", "add", self.name])
         try:
+            _run(["ip", "netns", "add", self.name])
             self.run("ip", "link", "set", "lo", "up")
         except BaseException:
             self._remove()
@@ -159,7 +159,13 @@ class Namespace(contextlib.AbstractContextManager["Namespace"]):
         return ["ip", "netns", "exec", self.name, *argv]
 
     def _remove(self) -> None:
-        _run(["ip", "netns", "delete", self.name])
+        if self.path.exists():
+            _run(["ip", "netns", "delete", self.name])
+
+
+def made() -> list[str]:
+    """The names of the namespaces that this process has made and that are still there."""
+    return [path.name for path in _RUNTIME.glob(f"{_PREFIX}-{os.getpid()}-*")]
 
 
 def sweep() -> list[str]:
