@@ -125,17 +125,22 @@ def _stop_on_signals() -> asyncio.Event:
     """The event that SIGTERM and SIGINT set.
 
     They also start a last resort, in a thread of its own and from a handler of Python's, because
-    the event loop's own would never run while something hangs in the loop.
+    the event loop's own would never run while something hangs in the loop. The first counts, and
+    all others are ignored: while the process ends, there is soon no event loop that could be told,
+    and then no handler, without which a signal kills.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    numbers = signal.SIGTERM, signal.SIGINT
 
     def handle(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         deadline = threading.Timer(STOP_LIMIT, _leave)
         deadline.daemon = True
         deadline.start()
         loop.call_soon_threadsafe(stop.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         signal.signal(number, handle)
     return stop
 
