@@ -428,6 +428,35 @@ def test_no_socket_to_be_had_is_a_failure_and_not_the_end(
     assert set(failures(probes)) == {("vip", "unreachable"), ("direct", "unreachable")}
 
 
+def probe_with_a_break(target: ProbeTarget) -> Probes:
+    """What a prober has measured whose thread was kept from running while an answer came."""
+    asked = threading.Event()
+
+    def answer_soon(connection: socket.socket) -> None:
+        connection.recv(4096)
+        asked.set()
+        time.sleep(0.1)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    made = Prober([target], 0.01, 1.0, random.Random(1))
+    with serving(answer_soon, socket.SOCK_STREAM, "ipv4"):
+        while not asked.is_set():
+            made.work(time.monotonic() + 0.02)
+        time.sleep(1.1)
+        probes = made.work(time.monotonic() + 0.2)
+    made.close()
+    return probes
+
+
+@in_namespace
+def test_what_was_answered_in_time_is_no_failure_though_the_prober_looks_late(
+    namespace: Namespace,
+) -> None:
+    probes = namespace.call(probe_with_a_break, replace(HTTP, vip=HTTP.direct[0]))
+    assert failures(probes) == {}
+    assert sum(successes(probes).values()) > 0
+
+
 def test_what_was_measured_long_ago_is_forgotten_but_for_the_histogram(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

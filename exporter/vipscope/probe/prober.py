@@ -130,8 +130,6 @@ class Prober:
                 self._measure_loopback(now)
             while self._turns and self._turns[0].at <= now:
                 self._begin(heapq.heappop(self._turns), now)
-            for late in [each for each in self._open.values() if each.deadline <= now]:
-                self._fail(late, "timeout")
             deadlines = (each.deadline for each in self._open.values())
             wake_at = min(
                 until, self._loopback_at, *deadlines, *(at for at, _, _ in self._turns[:1])
@@ -141,6 +139,10 @@ class Prober:
             for descriptor, _ in self._poll.poll(patience):
                 if opened := self._open.get(descriptor):
                     self._advance(opened)
+            # Only now: what was answered in time is no failure, however late this thread comes.
+            now = time.monotonic()
+            for late in [each for each in self._open.values() if each.deadline <= now]:
+                self._fail(late, "timeout")
         return self._record(time.monotonic())
 
     def stop(self) -> None:
