@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from dataclasses import replace
+
+import pytest
 
 from tests.stubs import until
 from vipscope.budget import Budget
@@ -62,7 +63,9 @@ async def test_what_it_measures_grows_from_read_to_read_and_its_cpu_is_charged()
         await runner.stop()
 
 
-async def test_it_stops_while_a_target_hangs_and_leaves_no_thread_or_socket() -> None:
+async def test_it_stops_while_a_target_hangs_and_leaves_no_thread_or_socket(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
@@ -73,9 +76,8 @@ async def test_it_stops_while_a_target_hangs_and_leaves_no_thread_or_socket() ->
             each.connect_ex(address)
         runner = running(probing(f"web=tcp://127.0.0.1:{address[1]},direct=127.0.0.1:{address[1]}"))
         await asyncio.sleep(0.3)
-        started = time.monotonic()
         await runner.stop()
-        assert time.monotonic() - started < 0.5
+        assert "does not stop" not in caplog.text
         await until(lambda: "probe" not in {each.name for each in threading.enumerate()})
         for each in fillers:
             each.close()

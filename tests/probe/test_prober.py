@@ -149,7 +149,9 @@ def test_a_service_is_probed_through_its_rules_and_straight(
     # That the VIP was translated, and did not merely answer.
     saved = namespace.save(backend, family, counters=True)
     counted = re.findall(r"\[(\d+):\d+\] -A KUBE-SEP-\w+ .*DNAT", saved)
-    assert [int(each) for each in counted] == [successes(probes)["vip"]]
+    (translated,) = map(int, counted)
+    # The last may still be under way.
+    assert 0 <= translated - successes(probes)["vip"] <= 1
 
 
 @in_namespace
@@ -424,7 +426,7 @@ def test_no_socket_to_be_had_is_a_failure_and_not_the_end(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(attempt, "begin", begin)
-    probes = probe(TCP, seconds=0.1)
+    probes = probe(TCP)
     assert set(failures(probes)) == {("vip", "unreachable"), ("direct", "unreachable")}
 
 
@@ -460,7 +462,6 @@ def test_what_was_answered_in_time_is_no_failure_though_the_prober_looks_late(
 def test_what_was_measured_long_ago_is_forgotten_but_for_the_histogram(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prober, "WINDOW", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         made = Prober(
@@ -469,13 +470,14 @@ def test_what_was_measured_long_ago_is_forgotten_but_for_the_histogram(
             1.0,
             random.Random(1),
         )
-        before = made.work(time.monotonic() + 0.1)
-        monkeypatch.setattr(made, "_turns", [])
-        after = made.work(time.monotonic() + 0.4)
+        before = made.work(time.monotonic() + 0.5)
+        monkeypatch.setattr(prober, "WINDOW", 0.2)
+        time.sleep(0.4)
+        after = made.work(time.monotonic())
         made.close()
     assert sum(map(len, before.handshakes.values())) > 0
     assert sum(map(len, after.handshakes.values())) == 0
-    assert sum(successes(after).values()) >= sum(successes(before).values())
+    assert successes(after) == successes(before)
 
 
 # --- the rules ------------------------------------------------------------------------------------
