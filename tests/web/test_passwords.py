@@ -156,7 +156,7 @@ async def test_guesses_take_the_cpu_that_nobody_else_wants(
     monkeypatch.setattr(bcrypt, "hashpw", hashpw)
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     await users.check("a", "wrong", "1")
-    assert found == [before + module.NICENESS]
+    assert found == [min(before + module.NICENESS, 19)]  # for which a test may be too nice itself
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
