@@ -58,7 +58,7 @@ async def test_takes_no_more_work_while_it_hangs_and_works_again_afterwards() ->
     with pytest.raises(BusyError):
         await worker.run(lambda: 1)
     release.set()
-    await asyncio.sleep(0.05)
+    await until(lambda: not worker._busy)
     assert await worker.run(lambda: 1) == 1
     worker.stop()
 
