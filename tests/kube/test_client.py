@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,7 +205,9 @@ async def test_a_plugin_that_hangs_is_not_waited_for(
     }
     error = await failure(Client(kubeconfig(tmp_path, server.url, user)))
     assert error.reason is Reason.CONFIGURATION
-    await asyncio.sleep(2)  # the loop has to see its end, or it warns
+    # The loop has to see its end, or it warns.
+    await until(lambda: not any("waitpid" in each.name for each in threading.enumerate()))
+    await asyncio.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
