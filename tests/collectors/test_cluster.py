@@ -234,24 +234,33 @@ async def test_a_cluster_without_anything_is_ok(tmp_path: Path) -> None:
 async def test_the_recorded_streams_count_as_their_lines_do(
     server: ApiServer, tmp_path: Path
 ) -> None:
+    services = {counted.key(each) for each in captured()["services"]}
+    gone = {
+        counted.key(each["object"]) for each in recorded("services") if each["type"] == "DELETED"
+    }
+
+    def modes(record: Cluster) -> set[str]:
+        return {mode for mode, n in record.topology.items() if n}
+
     async with site(tmp_path, server.url, top_services=100) as running:
         await running.read()
         await until(lambda: is_watched(server))
         server.order("replay", resource="services")
         server.order("replay", resource="endpointslices")
-        record = await running.reads(lambda record: events(record) == 192)
-        record = await running.reads(lambda record: record.session_affinity == 2)
+        await running.reads(lambda record: events(record) == 192)
+        # Of the Services' lines the first takes one away, and the last adds one.
+        record = await running.reads(
+            lambda record: (
+                modes(record) == {"Auto", "PreferClose"}
+                and record.watches["services"].objects == len(services - gone) + 1
+            )
+        )
     start = counted.watched(captured()["endpointslices"])
     expected = counted.of_stream(start, recorded("endpointslices"))
     assert record.slice_events == expected.events
     assert record.endpoint_changes == expected.changes
     assert record.service_changes == {("", ""): 0} | dict(expected.services)
-    services = {counted.key(each) for each in captured()["services"]}
-    gone = {
-        counted.key(each["object"]) for each in recorded("services") if each["type"] == "DELETED"
-    }
-    assert record.watches["services"].objects == len(services - gone) + 1
-    assert {mode for mode, n in record.topology.items() if n} == {"Auto", "PreferClose"}
+    assert record.session_affinity == 2
 
 
 async def test_a_mended_service_is_no_longer_reported_and_a_broken_one_is(
@@ -339,7 +348,9 @@ async def test_denied_until_the_credentials_are_good(server: ApiServer, tmp_path
             await running.read()
         server.order("token", token="")
         await until(lambda: is_watched(server))
-        assert (await running.read()).watches["pods"].restarts["denied"] > 0
+        record = await running.read()
+        # The first that was is enough for an outcome.
+        assert any(each.restarts.get("denied") for each in record.watches.values())
 
 
 async def test_fails_when_one_resource_alone_cannot_be_listed(
