@@ -635,7 +635,7 @@ def test_polling_without_budget_keeps_the_old_count_with_its_age() -> None:
 
 def test_affinity_elements_that_expire_unnotified_are_counted_down() -> None:
     script = """table ip kube-proxy {
-        set affinity-X { type ipv4_addr; flags dynamic,timeout; timeout 1s; }
+        set affinity-X { type ipv4_addr; flags dynamic,timeout; timeout 5s; }
     }
     add element ip kube-proxy affinity-X { 192.0.2.1, 192.0.2.2 }
     """
@@ -644,7 +644,7 @@ def test_affinity_elements_that_expire_unnotified_are_counted_down() -> None:
         key = "ipv4", "kube-proxy", "affinity"
         first = (await watched.read()).set_elements[key]
         nftables.EXPIRING = 0.0
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(5.5)
         return [first, (await watched.read()).set_elements[key]]
 
     with Namespace() as namespace:

@@ -134,8 +134,8 @@ async def test_recovers_and_counts_the_reason(
 async def test_a_lasting_fault_is_met_with_ever_longer_pauses(
     client: Client, server: ApiServer, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
 ) -> None:
-    monkeypatch.setattr(module, "LIST_IDLE", 0.05)
-    monkeypatch.setattr(module, "WATCH_IDLE", 0.05)
+    if expected_reason(verb, name) is Reason.SILENT:  # for else it is one more, on a busy machine
+        monkeypatch.setattr(module, f"{verb.upper()}_IDLE", 0.05)
     server.misbehave(name, verb, times=-1)
     pauses = 7
     site = Site(client, server, SERVICES, pauses=pauses)

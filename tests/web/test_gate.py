@@ -304,6 +304,12 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go
         writer.close()
 
 
+def write_at_once(path: Path, text: str) -> None:
+    """So that nobody sees it empty."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
+
+
 async def test_a_broken_file_keeps_the_old_one_and_says_so_until_it_is_mended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,12 +318,12 @@ async def test_a_broken_file_keeps_the_old_one_and_says_so_until_it_is_mended(
     async with configured(tmp_path, USERS) as site:
         ok, began = await reload_metrics(site, Authorization=GOOD)
         assert ok == 1
-        path.write_text(USERS + "nonsense: 1\n")
+        write_at_once(path, USERS + "nonsense: 1\n")
         await until(lambda: site.runner.snapshot.reload and not site.runner.snapshot.reload.ok)
         await asyncio.sleep(0.1)
         assert await reload_metrics(site, Authorization=GOOD) == (0, began)
         assert (await site.ask("/metrics")).status == 401
-        path.write_text(USERS.replace("prometheus", "other"))
+        write_at_once(path, USERS.replace("prometheus", "other"))
         await until(lambda: site.runner.snapshot.reload and site.runner.snapshot.reload.ok)
         assert (await site.ask("/metrics", Authorization=GOOD)).status == 401
         ok, since = await reload_metrics(site, Authorization=basic("other", "secret"))
