@@ -90,7 +90,7 @@ async def test_who_stops_gives_it_back_at_once() -> None:
     assert not a.held
     assert leases.spec["holderIdentity"] == ""
     async with trying(b):
-        await until(lambda: b.held, seconds=1.0)
+        await until(lambda: b.held, seconds=module.HOLD)
 
 
 async def test_who_holds_nothing_gives_nothing_back() -> None:
@@ -114,7 +114,7 @@ async def test_a_lease_that_somebody_took_is_lost_at_once() -> None:
     async with trying(a):
         await until(lambda: a.held)
         leases.take("b")
-        await until(lambda: not a.held, seconds=1.0)
+        await until(lambda: not a.held, seconds=module.HOLD - 0.1)
         assert a.holder == "b"
 
 

@@ -102,11 +102,11 @@ async def test_a_request_that_comes_by_the_byte_is_cut_off(
 async def test_a_client_may_be_silent_between_requests_for_longer_than_within_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REQUEST_LIMIT", 0.1)
+    monkeypatch.setattr(module, "REQUEST_LIMIT", 0.5)
     client = await Client.connect(site)
-    for _ in range(3):
+    for _ in range(2):
         assert await client.asks()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
     monkeypatch.setattr(module, "SILENCE_LIMIT", 0.1)
     assert await client.asks()
     await client.ended()
