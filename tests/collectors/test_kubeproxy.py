@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientTimeout, web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,7 +98,7 @@ async def collect(**handlers: Handler) -> KubeProxy:
 
 
 def nobody() -> str:
-    return f"http://127.0.0.1:{unused_port()}"
+    return "http://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -271,16 +272,19 @@ async def test_the_comparison_hears_of_its_mode_when_that_changes() -> None:
 
 
 async def test_it_is_read_again_after_it_was_down() -> None:
-    port = unused_port()
     application = web.Application()
     application.router.add_get("/healthz", HEALTHY)
-    url = f"http://127.0.0.1:{port}"
-    async with collector(url, url) as reader:
-        assert (await reader.read()).healthy is False
-        for _ in range(2):
-            async with TestServer(application, port=port):
-                assert (await reader.read()).healthy is True
+    with socket.socket() as place:  # so that nobody else gets the port meanwhile
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        async with collector(url, url) as reader:
             assert (await reader.read()).healthy is False
+            for _ in range(2):
+                async with TestServer(application, port=port):
+                    assert (await reader.read()).healthy is True
+                assert (await reader.read()).healthy is False
 
 
 def state(**families: tuple[float, float | None]) -> SyncState:

@@ -15,6 +15,7 @@ import gzip
 import itertools
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -739,17 +740,25 @@ class ApiServer:
         self._directory = tempfile.TemporaryDirectory(prefix="apiserver-")
         self._state = Path(self._directory.name, "state.json")
         self._process: subprocess.Popen[str] | None = None
+        self._place: socket.socket
+        """Bound to the port as long as this lives, so that no one else gets it while the process is
+        away; who connects meanwhile is refused. The process binds to it all the same."""
         self.port = 0
 
     def __enter__(self) -> Self:
         versions = [_version(each) for found in self._objects.values() for each in found]
         content = {"version": max(versions, default=1), "objects": dict(self._objects)}
         self._state.write_text(json.dumps(content))
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port = self._place.getsockname()[1]
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._place.close()
         self._directory.cleanup()
 
     @property
@@ -758,7 +767,7 @@ class ApiServer:
         return f"{scheme}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the process; after `kill`, on the same port and with the objects of `save`."""
+        """Start the process; after `kill`, with the objects of `save`."""
         command = [sys.executable, "-m", "tests.lab.apiserver", f"--state={self._state}"]
         command += [f"--port={self.port}", f"--bookmark-seconds={self._bookmark_seconds}"]
         if self._token:
@@ -775,7 +784,7 @@ class ApiServer:
             env=os.environ | {"PYTHONPATH": f"{root}:{root / 'exporter'}"},
         )
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        assert int(self._process.stdout.readline()) == self.port
 
     def kill(self) -> None:
         """End the process at once; connections break."""
