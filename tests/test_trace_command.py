@@ -6,6 +6,7 @@ goes through the rules as they are.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import ctypes
 import json
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,6 +48,7 @@ from vipscope.diagnosis.evidence import (
 )
 from vipscope.diagnosis.report import Step, Verdict
 from vipscope.diagnosis.trace import LAST_CHANGE, trace
+from vipscope.settings import load_trace
 
 GOLDEN = Path(__file__).parent / "golden" / "trace.txt"
 
@@ -266,6 +269,7 @@ def spoilt() -> Mapping[tuple[str, str], Done]:
 
 
 @in_namespace
+@pytest.mark.timeout(400)  # the first one traces them all
 @pytest.mark.parametrize(("kind", "name"), FAULTS)
 def test_each_fault_in_a_real_ruleset_is_named(
     spoilt: Mapping[tuple[str, str], Done], kind: str, name: str
@@ -288,6 +292,21 @@ def run_in_namespace(scenario: Callable[[Namespace], Any], kind: str = "nft") ->
     with Namespace() as namespace:
         load(namespace, kind)
         return namespace.call(scenario, namespace)
+
+
+async def test_a_change_is_as_old_as_it_was_before_names_were_asked_for_and_ways_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+
+    async def answers_late(*_: object) -> None:
+        asked.append(time.time())
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(tracer, "_ask_dns", answers_late)
+    monkeypatch.setattr(tracer, "_ways", answers_late)
+    facts = await tracer._gather(load_trace(["ns-0/svc-0", "--kubeconfig=/nowhere"], {}))
+    assert facts.now <= min(asked)
 
 
 @in_namespace

@@ -79,6 +79,8 @@ async def _gather(settings: TraceSettings) -> Facts:
         said = _Said(f"no answer in {API_TIMEOUT:g} s")
     except ApiError as error:
         said = _Said(str(error))
+    # Before all that may take long: what the API told was compared with the kernel of about now.
+    now = time.time()
     question, conntrack, ways = await asyncio.gather(
         _ask_dns(settings, said),
         asyncio.to_thread(_conntrack, settings.procfs),
@@ -93,7 +95,7 @@ async def _gather(settings: TraceSettings) -> Facts:
         question,
         ways,
         conntrack,
-        time.time(),
+        now,
     )
 
 
