@@ -278,7 +278,8 @@ def test_a_web_server_that_does_not_answer_well_has_failed(
     namespace: Namespace, serve: Serve, reason: str
 ) -> None:
     namespace.restore(rulesets.iptables([service()]))
-    probes = namespace.call(probe_server, serve, HTTP, 0.9, 0.01, 0.3)
+    timeout = 0.3 if reason == "timeout" else 5.0
+    probes = namespace.call(probe_server, serve, HTTP, 1.5, 0.01, timeout)
     assert set(failures(probes)) == {("vip", reason), ("direct", reason)}
     assert successes(probes) == {"vip": 0, "direct": 0}
     assert set(probes.handshakes.values()) == {()}
@@ -326,7 +327,8 @@ def test_a_dns_server_that_does_not_answer_well_has_failed(
     namespace: Namespace, serve: Serve, reason: str
 ) -> None:
     namespace.restore(rulesets.iptables([service("udp")]))
-    probes = namespace.call(probe_server, serve, DNS, 0.9, 0.01, 0.2, socket.SOCK_DGRAM)
+    timeout = 0.2 if reason == "timeout" else 5.0
+    probes = namespace.call(probe_server, serve, DNS, 1.5, 0.01, timeout, socket.SOCK_DGRAM)
     assert set(failures(probes)) == {("vip", reason), ("direct", reason)}
     assert successes(probes) == {"vip": 0, "direct": 0}
 
