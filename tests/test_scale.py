@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.bench import machine
-from tests.bench.scale import watch
+from tests.bench.scale import report, watch
 from tests.bench.scale.history import Kept, needed
 from tests.bench.scale.load import Growth, Load
 from tests.bench.scale.report import PAGE, Line, Measured, page
@@ -95,9 +95,38 @@ def test_traffic_is_that_of_captured_objects() -> None:
     assert found.restart(20) == 2 * found.restart(10)
 
 
+def test_the_page_tells_the_traffic_and_how_it_is_computed() -> None:
+    def timeless(text: str) -> str:
+        return re.sub(r"[\d.]+ (s|%)", "", text)
+
+    region = report.regions(measured(watch.measure()))["watch"]
+    assert timeless(region) in timeless(PAGE.read_text())
+
+
+def test_a_node_of_the_fleet_has_most_series_as_the_page_says() -> None:
+    (row,) = re.findall(r"^\| all \|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+    iptables, nftables, busy, _ = map(int, row.split("|"))
+    assert busy > max(iptables, nftables)
+
+
 def test_a_line_goes_through_its_points() -> None:
     line = Line.through([(1, 5), (2, 7), (4, 11)])
     assert line.at(10) == pytest.approx(23)
+
+
+def measured(traffic: watch.Traffic) -> Measured:
+    """Of a fleet that never was, with that traffic."""
+    said = Said(FIRST, SECOND, {"probe": 5})
+    groups = {"vipscope-slo": 60.0, "vipscope-slo-period": 120.0}
+    loads = [
+        Load(nodes, 500 * nodes, 300 * nodes, 20.0 * nodes, 1e6 * nodes, 0.1, 0.01,
+             dict.fromkeys(groups, nodes / 100), groups, 0, nodes)
+        for nodes in (10, 15, 20)
+    ]  # fmt: skip
+    return Measured(
+        {"iptables": said, "nftables": said}, said, said, loads, Growth(10, 1.0, 2.0),
+        traffic,
+    )  # fmt: skip
 
 
 def test_every_generated_region_of_the_page_is_filled_and_can_be_renewed(
@@ -106,17 +135,7 @@ def test_every_generated_region_of_the_page_is_filled_and_can_be_renewed(
     monkeypatch.setattr(machine, "describe", lambda: "a machine")
     text = PAGE.read_text()
     assert not re.search(r"<!-- (\w+) begin -->\n<!-- \1 end -->", text)
-    said = Said(FIRST, SECOND, {"probe": 5})
-    groups = {"vipscope-slo": 60.0, "vipscope-slo-period": 120.0}
-    loads = [
-        Load(nodes, 500 * nodes, 300 * nodes, 20.0 * nodes, 1e6 * nodes, 0.1, 0.01,
-             dict.fromkeys(groups, nodes / 100), groups, 0, nodes)
-        for nodes in (10, 15, 20)
-    ]  # fmt: skip
-    measured = Measured(
-        {"iptables": said, "nftables": said}, said, said, loads, Growth(10, 1.0, 2.0),
-        watch.measure(),
-    )  # fmt: skip
-    renewed = page(text, measured)
+    found = measured(watch.measure())
+    renewed = page(text, found)
     assert "| 20 | 10,000 | 400 |" in renewed
-    assert page(renewed, measured) == renewed
+    assert page(renewed, found) == renewed

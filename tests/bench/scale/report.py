@@ -167,7 +167,7 @@ def _answer(measured: Measured) -> str:
     rows.append(_row("more", "", "", "", "", "", "", "a shard for each cluster or some of them"))
     head = _row(
         "nodes", "series", "samples/s", "memory", "cores", "busiest rules",
-        "API server, besides", "advice",
+        "API server, besides, computed", "advice",
     )  # fmt: skip
     return head + "|---|" + "---:|" * 6 + "---|\n" + "".join(rows)
 
@@ -237,7 +237,7 @@ def _watch(measured: Measured) -> str:
         (f"slices, {SERVICES:,} Services of ten pods, when the exporter starts",
          found.list_slices, found.list_slices_protobuf),
         (f"Services, {SERVICES:,}, when the exporter starts", found.list_services, None),
-        (f"a Deployment of {RESTARTED:,} pods restarts", restart, restart * ratio),
+        (f"a Deployment of {RESTARTED:,} pods restarts, computed", restart, restart * ratio),
     ]  # fmt: skip
     table = "".join(
         _row(
@@ -250,7 +250,10 @@ def _watch(measured: Measured) -> str:
         _row("what", "a node, JSON", "kube-proxy, Protocol Buffers", "1,000 nodes, JSON")
         + "|---|---:|---:|---:|\n"
         + table
-        + f"\nOver {RESTART_SECONDS // 60} minutes that restart is"
+        + f"\nThe restart is {RESTARTED:,} pods times {watch.CHANGES_OF_A_POD} changes of each"
+        f" (added, ready, terminating, gone) times {found.events_of_a_change:.2g} events of a slice"
+        f" for a change, as counted while a Service grew to {found.grown} pods, times a full slice."
+        f" Over {RESTART_SECONDS // 60} minutes that is"
         f" {_rate(restart * thousand / RESTART_SECONDS)} from the API servers to 1,000 nodes,"
         f" beside {_rate(restart * ratio * thousand / RESTART_SECONDS)} for kube-proxy. gzip would"
         f" make the lists {_percent(found.gzip_ratio)} of what they are, for"

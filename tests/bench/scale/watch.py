@@ -18,6 +18,8 @@ from tests.lab.apiserver import SLICE_SIZE, Object, captured, recorded
 
 CHANGES_OF_A_POD = 4
 """When a Deployment restarts: one is added, becomes ready, another terminates, is gone."""
+GREW = "svc-900-"
+"""How the slices are named of the captured Service that grew as fast as it could."""
 GZIP_LEVEL = 1
 """The API server's. It compresses lists above 128 KiB for who asks, and never a watch."""
 
@@ -28,8 +30,10 @@ class Traffic(NamedTuple):
     event: int
     """Of a slice of 100 endpoints, the controller's most."""
     event_protobuf: int
+    grown: int
+    """Pods of the Service that grew."""
     events_of_a_change: float
-    """Of a Service that grew to 230 pods as fast as it could: slices' events for each pod."""
+    """While it grew: slices' events for each pod."""
     list_slices: int
     """Of SERVICES Services of ten pods."""
     list_slices_protobuf: int
@@ -55,14 +59,15 @@ def measure() -> Traffic:
     medium = captured("medium")
     lists = {name: _items(medium[name]) for name in ("services", "endpointslices")}
     scale = SERVICES / len(medium["services"])
-    grown, full = _growth(recorded("endpointslices"))
+    grown, events, full = _growth(recorded("endpointslices"))
     both = b"".join(lists.values())
     packed, packing = _timed(lambda: gzip.compress(both, GZIP_LEVEL))
     _, unpacking = _timed(lambda: zlib.decompress(packed, wbits=31))
     return Traffic(
         event=len(_json(full)) + 1,
         event_protobuf=_event_protobuf(full),
-        events_of_a_change=grown,
+        grown=grown,
+        events_of_a_change=events / grown,
         list_slices=round(len(lists["endpointslices"]) * scale),
         list_slices_protobuf=round(
             sum(_field(2, size(each, SLICE)) for each in medium["endpointslices"]) * scale
@@ -74,16 +79,13 @@ def measure() -> Traffic:
     )
 
 
-def _growth(events: Sequence[Object]) -> tuple[float, Object]:
-    """Events of slices for each pod of the Service that grew, and one of a full slice."""
+def _growth(events: Sequence[Object]) -> tuple[int, int, Object]:
+    """Of the Service that grew: pods, events of its slices, and one of these of a full slice."""
     of = [each for each in events if each["object"]["metadata"].get("name", "").startswith(GREW)]
     last = {each["object"]["metadata"]["name"]: each for each in of}
     pods = sum(len(each["object"]["endpoints"]) for each in last.values())
     full = next(each for each in last.values() if len(each["object"]["endpoints"]) == SLICE_SIZE)
-    return len(of) / pods, full
-
-
-GREW = "svc-900-"
+    return pods, len(of), full
 
 
 def _items(objects: Sequence[Object]) -> bytes:
