@@ -5,6 +5,7 @@ Tests have no network: of a link to elsewhere only the form is looked at.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import pytest
+import yaml
 from helm_python import Chart
 
 from alerts.__main__ import COMMAND as ALERTS
@@ -29,6 +31,8 @@ from alerts.rule import NODE, Alert
 from alerts.settings import Settings as RuleSettings
 from dashboards.__main__ import COMMAND as DASHBOARDS
 from dashboards.boards import ALL as BOARDS
+from demo.play import DOORS
+from tests.helm.chart import Object, one
 from tests.lab.namespace import Namespace, requirements
 from tests.rules.names import NAME, metric_named, ours
 from tests.test_cli import ENVIRONMENT
@@ -47,7 +51,7 @@ commands."""
 TOLD = {
     name: text
     for name, text in PAGES.items()
-    if name.split("/")[0] in ("README.md", "docs") and name != EXAMPLE
+    if name.split("/")[0] in ("README.md", "docs", "helm") and name != EXAMPLE
 }
 """The pages whose commands are run here."""
 PATIENCE = 60.0
@@ -206,6 +210,8 @@ class RunBy(NamedTuple):
     """A test that does what the command does."""
 
     test: str
+    by: str = ""
+    """What of the test's file does so; "" when it takes the command from here."""
 
 
 class NotRun(NamedTuple):
@@ -233,59 +239,115 @@ def is_understood(line: str, _: Path) -> None:
     assert settings.load(arguments, {}) != settings.load([], {})
 
 
-def installs(line: str, _: Path) -> None:
-    """`helm install`, as far as Helm goes without a cluster."""
-    arguments = shlex.split(line)
-    helm, install, release, chart = arguments[:4]
-    given = dict(zip(arguments[4::2], arguments[5::2], strict=True))
+def leads_to_what_the_demonstration_opens(line: str, _: Path) -> None:
+    """`ssh`, to a machine that is none of ours."""
+    ssh, *ways, _server = shlex.split(line)
+    assert ssh == "ssh"
+    assert ways == list(chain(*(("-L", f"{port}:127.0.0.1:{port}") for port in DOORS)))
+
+
+INSTALL = (
+    "helm install vipscope helm/vipscope --namespace vipscope "
+    "--set image.registry=registry.example.com"
+)
+
+
+@functools.cache
+def installed() -> tuple[str, list[Object]]:
+    """The namespace, and what `helm install` makes there, as far as Helm goes without a cluster."""
+    helm, install, release, chart, *options = shlex.split(INSTALL)
+    assert (helm, install) == ("helm", "install")
+    given = dict(zip(options[::2], options[1::2], strict=True))
     registry = given["--set"].removeprefix("image.registry=")
     rendered = Chart.load(ROOT / chart).render(
         {"image": {"registry": registry}}, name=release, namespace=given["--namespace"]
     )
-    assert (helm, install) == ("helm", "install")
-    assert any(f"image: {registry}/vipscope/vipscope:" in text for text in rendered.values())
+    texts = [text for path, text in rendered.items() if path.endswith(".yaml")]
+    return given["--namespace"], [each for text in texts for each in yaml.safe_load_all(text)]
 
 
-NEEDS_A_CLUSTER = NotRun("there is no cluster here, which makes pods")
+def installs(_line: str, _: Path) -> None:
+    _, objects = installed()
+    (container,) = one(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    assert container["image"].startswith("registry.example.com/vipscope/vipscope:")
+
+
+def names_what_is_installed(line: str, _: Path) -> None:
+    """`kubectl`, as far as it can be tried without a cluster."""
+    words = shlex.split(re.sub(r"^POD=\$\((.*)\)$", r"\1", line))
+    assert words[0] == "kubectl"
+    namespace, objects = installed()
+    template = one(objects, "DaemonSet")["spec"]["template"]
+    assert words[words.index("--namespace" if "--namespace" in words else "namespace") + 1] == (
+        namespace
+    )
+    if words[1] == "label":  # without which the host's network is refused
+        assert template["spec"]["hostNetwork"]
+        assert words[-1] == "pod-security.kubernetes.io/enforce=privileged"
+    if "--selector" in words:
+        label, _, value = words[words.index("--selector") + 1].partition("=")
+        found = [each for each in objects if (labels_of_pods(each)).get(label) == value]
+        assert found == [one(objects, "DaemonSet")]
+    if "exec" in words:
+        pod, _, *command = words[words.index("exec") + 1 :]
+        assert pod in ("$POD", f"daemonset/{one(objects, 'DaemonSet')['metadata']['name']}")
+        assert " ".join(command) in COMMANDS
+
+
+def labels_of_pods(found: Object) -> Mapping[str, str]:
+    """Of those that the object makes, if any."""
+    template = found.get("spec", {}).get("template", {})
+    labels: Mapping[str, str] = template.get("metadata", {}).get("labels", {})
+    return labels
+
+
 ON_A_NODE = RunBy("tests/test_documents.py::test_what_is_said_of_one_node_works_as_it_is_typed")
 ASKED = RunBy(
-    "tests/helm/test_container.py::test_as_the_daemon_set_starts_it_all_of_the_node_is_exported"
+    "tests/helm/test_container.py::test_as_the_daemon_set_starts_it_all_of_the_node_is_exported",
+    '"files" / "ask.py"',
 )
 BUILT = RunBy(
-    "tests/helm/test_container.py::test_the_image_holds_what_is_pinned_and_vipscope"
+    "tests/helm/test_container.py::test_the_image_holds_what_is_pinned_and_vipscope",
+    "build(DOCKERFILE, ",
 )  # by the steps of the Dockerfile: there is no engine here
 
 COMMANDS: Mapping[str, Check | RunBy | NotRun] = {
     "make demo": NotRun("it takes seven minutes: its short form is run"),
     "make demo DEMO=short": RunBy(
         "tests/test_demo.py::"
-        "test_each_incident_of_the_short_demonstration_fires_its_alert_that_ceases"
+        "test_each_incident_of_the_short_demonstration_fires_its_alert_that_ceases",
+        '"make", "demo", "DEMO=short"',
     ),
+    "ssh -L 9908:127.0.0.1:9908 -L 9909:127.0.0.1:9909 -L 9090:127.0.0.1:9090 "
+    "-L 9093:127.0.0.1:9093 root@SERVER": leads_to_what_the_demonstration_opens,
     "make run": ON_A_NODE,
     "curl -s http://localhost:9908/metrics": ON_A_NODE,
     "make run ARGS=doctor": ON_A_NODE,
-    "kubectl create namespace vipscope": NEEDS_A_CLUSTER,
+    "kubectl create namespace vipscope": names_what_is_installed,
     "kubectl label namespace vipscope pod-security.kubernetes.io/enforce=privileged": (
-        NEEDS_A_CLUSTER
+        names_what_is_installed
     ),
-    "helm install vipscope helm/vipscope --namespace vipscope "
-    "--set image.registry=registry.example.com": installs,
+    INSTALL: installs,
     "helm test vipscope --namespace vipscope": ASKED,
-    "kubectl --namespace vipscope exec daemonset/vipscope-node -- vipscope doctor": NEEDS_A_CLUSTER,
+    "kubectl --namespace vipscope exec daemonset/vipscope-node -- vipscope doctor": (
+        names_what_is_installed
+    ),
     "POD=$(kubectl --namespace vipscope get pod --output name "
     "--selector app.kubernetes.io/component=node --field-selector spec.nodeName=NODE)": (
-        NEEDS_A_CLUSTER
+        names_what_is_installed
     ),
-    "kubectl --namespace vipscope exec $POD -- vipscope doctor": NEEDS_A_CLUSTER,
+    "kubectl --namespace vipscope exec $POD -- vipscope doctor": names_what_is_installed,
     "docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=0.1.0 "
     "--build-arg BASE=python:3.11.14-slim-bookworm@sha256:... "
     "--tag registry.example.com/vipscope/vipscope:0.1.0 --push .": BUILT,
     "vipscope doctor": RunBy(
         "tests/test_doctor.py"
-        "::test_in_mode_iptables_it_names_each_faulty_service_and_what_is_broken_besides"
+        "::test_in_mode_iptables_it_names_each_faulty_service_and_what_is_broken_besides",
+        '"-m", "vipscope", "doctor"',
     ),
     "vipscope trace ns-0/svc-0": RunBy(
-        "tests/test_trace_command.py::test_the_report_for_people_is_the_golden_one"
+        "tests/test_trace_command.py::test_the_report_for_people_is_the_golden_one",
+        'here.trace("--cluster-dns=", "ns-0/svc-0")',
     ),
     "vipscope --probe.target=web=http://10.96.0.20:80/healthz,direct=10.0.1.7:8080,10.0.2.9:8080": (
         is_understood
@@ -308,11 +370,13 @@ def test_commands_are_found_in_whatever_block_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "test", sorted({each.test for each in COMMANDS.values() if isinstance(each, RunBy)})
+    "run", sorted({each for each in COMMANDS.values() if isinstance(each, RunBy)})
 )
-def test_a_test_that_runs_a_command_there_is(test: str) -> None:
-    path, _, name = test.partition("::")
-    assert f"\ndef {name}(" in (ROOT / path).read_text()
+def test_a_test_that_runs_a_command_there_is_and_does(run: RunBy) -> None:
+    path, _, name = run.test.partition("::")
+    text = (ROOT / path).read_text()
+    assert f"\ndef {name}(" in text
+    assert run.by in text
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,15 @@ def values(text: str) -> Iterator[Value]:
 README = """\
 # vipscope's chart
 
-    helm install vipscope helm/vipscope --namespace vipscope --create-namespace
+There is no image to pull: [make it](../../docs/helm.md#the-image) first. In a clone:
 
-What it installs, which privileges it takes and why is in docs/helm.md of the project.
+```sh
+kubectl create namespace vipscope
+kubectl label namespace vipscope pod-security.kubernetes.io/enforce=privileged
+helm install vipscope helm/vipscope --namespace vipscope --set image.registry=registry.example.com
+```
+
+What that installs, which privileges it takes and why is on [the chart's page](../../docs/helm.md).
 
 ## Values
 
