@@ -239,7 +239,7 @@ def is_understood(line: str, _: Path) -> None:
     assert settings.load(arguments, {}) != settings.load([], {})
 
 
-def leads_to_what_the_demonstration_opens(line: str, _: Path) -> None:
+def leads_to_what_the_demonstration_opens(line: str, _path: Path) -> None:
     """`ssh`, to a machine that is none of ours."""
     ssh, *ways, _server = shlex.split(line)
     assert ssh == "ssh"
@@ -266,13 +266,13 @@ def installed() -> tuple[str, list[Object]]:
     return given["--namespace"], [each for text in texts for each in yaml.safe_load_all(text)]
 
 
-def installs(_line: str, _: Path) -> None:
+def installs(_line: str, _path: Path) -> None:
     _, objects = installed()
     (container,) = one(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"]
     assert container["image"].startswith("registry.example.com/vipscope/vipscope:")
 
 
-def names_what_is_installed(line: str, _: Path) -> None:
+def names_what_is_installed(line: str, _path: Path) -> None:
     """`kubectl`, as far as it can be tried without a cluster."""
     words = shlex.split(re.sub(r"^POD=\$\((.*)\)$", r"\1", line))
     assert words[0] == "kubectl"
