@@ -656,6 +656,14 @@ def test_without_privilege_the_kernel_is_unknown() -> None:
     assert done.step("Connection through the cluster IP")["verdict"] == "ok"
 
 
+def test_without_an_api_it_says_what_is_missing() -> None:
+    done = traced("a/b")
+    assert (done.status, done.errors) == (1, "")
+    assert done.output.splitlines()[-1] == (
+        "unknown: the API server does not tell: not in a cluster, and no --kubeconfig is given"
+    )
+
+
 def test_a_kubeconfig_that_is_not_there_is_unknown(tmp_path: Path) -> None:
     done = traced(f"--kubeconfig={tmp_path / 'nope'}", "a/b")
     assert (done.status, done.errors) == (1, "")

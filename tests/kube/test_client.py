@@ -110,7 +110,9 @@ async def test_no_kubeconfig_and_no_cluster_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert (await failure(Client())).reason is Reason.CONFIGURATION
+    nowhere = await failure(Client())
+    assert nowhere.reason is Reason.CONFIGURATION
+    assert str(nowhere) == "not in a cluster, and no --kubeconfig is given"
     assert (await failure(Client(tmp_path / "none"))).reason is Reason.CONFIGURATION
 
 

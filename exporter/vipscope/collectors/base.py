@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import os
 from typing import ClassVar
 
 from vipscope.budget import Budget
+from vipscope.kube.client import NOWHERE, is_known
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, Record
 from vipscope.sources import Sources
@@ -47,8 +47,8 @@ class Collector(abc.ABC):
 
     def require_api(self) -> None:
         """Raise AbsentError where no API server is known: neither a pod's nor a kubeconfig's."""
-        if self.settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
-            raise AbsentError("not in a cluster, and no --kubeconfig is given")
+        if not is_known(self.settings.kubeconfig):
+            raise AbsentError(NOWHERE)
 
     async def due(self) -> None:
         """Return when the next read is worth its cost: after the interval, or on a change."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -32,6 +33,14 @@ LONGEST_RETRY_AFTER = 300.0
 """Seconds that a server may ask to be left alone for."""
 READ_BUFFER = 1 << 18
 """Bytes that may wait in a connection before the server has to."""
+
+
+NOWHERE = "not in a cluster, and no --kubeconfig is given"
+
+
+def is_known(kubeconfig: Path | None) -> bool:
+    """Whether there is an API server to ask: a kubeconfig's, or a pod's."""
+    return kubeconfig is not None or "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 class _Status(msgspec.Struct):
@@ -113,6 +122,8 @@ class Client:
         So a renewed token or certificate is used from the next session on. Raises ApiError when
         there are none, or later in a request.
         """
+        if not is_known(self._kubeconfig):
+            raise ApiError(Reason.CONFIGURATION, NOWHERE)
         try:
             async with asyncio.timeout(CONFIGURE_TIMEOUT):
                 api = await self._api()
