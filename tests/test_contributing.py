@@ -176,7 +176,7 @@ with store.Store(directory) as prometheus:
 
 
 @followed
-@pytest.mark.skipif(bool(store.missing()), reason=store.missing())
+@pytest.mark.skipif(bool(store.LACKING), reason=store.LACKING)
 def test_the_panel_has_something_to_show(tmp_path: Path) -> None:
     tree = copied(tmp_path)
     for block in BLOCKS:

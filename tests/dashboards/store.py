@@ -24,7 +24,7 @@ from alerts.rule import Alert, Record
 from alerts.settings import Settings
 from dashboards import queries
 from tests.dashboards import history
-from tests.lab.prometheus import Prometheus
+from tests.lab.prometheus import Prometheus, missing
 
 NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _DATA = "data"
@@ -43,15 +43,11 @@ _PHASES = (
 )
 """From, to, and seconds between evaluations."""
 
+LACKING = missing("promtool", "prometheus")
+"""What this machine lacks for it, in words; "" when nothing."""
+
 Labels = Mapping[str, str]
 Sample = tuple[Labels, list[tuple[float, float]]]
-
-
-def missing() -> str:
-    """What this machine lacks, in words; "" when nothing."""
-    return ", ".join(
-        f"{each} is not installed" for each in ("promtool", "prometheus") if not shutil.which(each)
-    )
 
 
 def scrape(directory: Path, nodes: int, wanted: Collection[str]) -> None:

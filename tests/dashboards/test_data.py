@@ -17,7 +17,7 @@ from tests.dashboards.rendered import BOARDS, SETTINGS, asked
 from tests.dashboards.store import Store
 
 pytestmark = [
-    pytest.mark.skipif(bool(store.missing()), reason=store.missing()),
+    pytest.mark.skipif(bool(store.LACKING), reason=store.LACKING),
     pytest.mark.timeout(300),
 ]
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from tests.lab.monitoring import wait
 from tests.lab.prometheus import free_address
+from tests.lab.waiting import wait
 
 GZIP_LEVEL = 1
 

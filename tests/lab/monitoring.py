@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
-from alerts import alertmanager, prometheus, render
+from alerts import alertmanager, render
+from alerts.prometheus import config
 from alerts.settings import MINUTE, Settings
+from tests.lab import prometheus
 from tests.lab.namespace import Namespace
+from tests.lab.prometheus import Api, read
+from tests.lab.waiting import wait
 from tests.lab.web import WEBHOOK
 
 PROMETHEUS = "127.0.0.1:9090"
@@ -50,8 +49,8 @@ Name = tuple[str, str]
 
 def missing() -> str:
     """What this machine lacks, in words; "" when nothing."""
-    lacking = [f"{each} is not installed" for each in _SERVERS if not shutil.which(each)]
-    return ", ".join([*lacking, *([] if _TEMPLATE.exists() else [f"there is no {_TEMPLATE}"])])
+    template = "" if _TEMPLATE.exists() else f"there is no {_TEMPLATE}"
+    return ", ".join(filter(None, [prometheus.missing(*_SERVERS), template]))
 
 
 def rehearsed(settings: Settings) -> Settings:
@@ -59,7 +58,7 @@ def rehearsed(settings: Settings) -> Settings:
     return replace(settings, hasten=60, scrape_interval=MINUTE)
 
 
-class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
+class Monitoring(Api, contextlib.AbstractContextManager["Monitoring"]):
     """Scrapes exporters, of nodes (node -> address) and of role cluster; tells a webhook of alerts.
 
     All of it lives in the namespace and is gone with it; files are kept in `directory`. What it
@@ -74,6 +73,11 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
         nodes: Mapping[str, str],
         of_the_cluster: Sequence[str] = (),
     ) -> None:
+        def inside(url: str, post: bytes | None) -> bytes:
+            return namespace.call(read, url, post)
+
+        super().__init__(f"http://{PROMETHEUS}", inside)
+        self._alertmanager = Api(f"http://{ALERTMANAGER}", inside)
         self._namespace = namespace
         self._directory = directory
         self._settings = settings
@@ -101,14 +105,8 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
         # Rules come when the targets are there: their discovery takes 5 s, which hastened rules
         # would take for their absence.
         self._configure("rendered/none.yaml")
-        server = self._start(
-            "prometheus",
-            "prometheus",
-            "--config.file=prometheus.yaml",
-            "--storage.tsdb.path=prometheus",
-            f"--web.listen-address={PROMETHEUS}",
-        )
-        wait(lambda: self._ready(ALERTMANAGER) and self._ready(PROMETHEUS), 30, self._logs)
+        server = self._start("prometheus", *prometheus.command(PROMETHEUS))
+        wait(lambda: self._alertmanager.is_ready() and self.is_ready(), 30, self._logs)
         wait(lambda: len(self.query("up == 1")) == sum(map(len, self._targets)), 30, self._logs)
         self._configure("rendered/*.yaml")
         server.send_signal(signal.SIGHUP)
@@ -118,26 +116,18 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
     def __exit__(self, *_: object) -> None:
         """The namespace ends the processes."""
 
-    def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
-        """(labels, value) of each series that the query yields now."""
-        answer = self._get(f"http://{PROMETHEUS}/api/v1/query?query={quote(expr)}")
-        return [
-            (result["metric"], float(result["value"][1])) for result in answer["data"]["result"]
-        ]
-
     def rules(self) -> list[dict[str, Any]]:
         """Every rule with its health, as Prometheus tells it."""
-        groups = self._get(f"http://{PROMETHEUS}/api/v1/rules")["data"]["groups"]
-        return [rule for group in groups for rule in group["rules"]]
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
     def post(self, alerts: Sequence[Mapping[str, str]]) -> None:
         """Send alerts, given as their labels, to Alertmanager as if from Prometheus."""
         body = json.dumps([{"labels": labels} for labels in alerts]).encode()
-        self._namespace.call(_read, f"http://{ALERTMANAGER}/api/v2/alerts", body)
+        self._alertmanager.read("/api/v2/alerts", body)
 
     def alerts(self) -> list[dict[str, Any]]:
         """What Alertmanager has now; `status.inhibitedBy` says whether it is held back."""
-        found: list[dict[str, Any]] = self._get(f"http://{ALERTMANAGER}/api/v2/alerts")
+        found: list[dict[str, Any]] = json.loads(self._alertmanager.read("/api/v2/alerts"))
         return found
 
     def active(self) -> set[Name]:
@@ -158,7 +148,7 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
         return {_name(alert) for alert in self.notified()}
 
     def _configure(self, rules: str) -> None:
-        content = prometheus.config(
+        content = config(
             self._settings, *self._targets, cluster=CLUSTER, rules=rules, alertmanager=ALERTMANAGER
         )
         (self._directory / "prometheus.yaml").write_text(render.to_yaml(content))
@@ -168,38 +158,12 @@ class Monitoring(contextlib.AbstractContextManager["Monitoring"]):
             cwd = None if name == "webhook" else self._directory
             return self._namespace.popen(*argv, stdout=log, stderr=subprocess.STDOUT, cwd=cwd)
 
-    def _ready(self, address: str) -> bool:
-        try:
-            self._namespace.call(_read, f"http://{address}/-/ready")
-        except (urllib.error.URLError, ConnectionError):
-            return False
-        return True
-
     def _rules_are_evaluated(self) -> bool:
         rules = self.rules()
         return bool(rules) and all(rule["health"] != "unknown" for rule in rules)
 
-    def _get(self, url: str) -> Any:
-        return json.loads(self._namespace.call(_read, url))
-
     def _logs(self) -> str:
         return "\n".join(path.read_text()[-2000:] for path in self._directory.glob("*.log"))
-
-
-def wait(condition: Callable[[], object], seconds: float, why: Callable[[], object] = str) -> None:
-    """Wait until the condition holds. Raises TimeoutError with what `why` says then."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not within {seconds} s: {why()}")
-        time.sleep(0.2)
-
-
-def _read(url: str, post: bytes | None = None) -> bytes:
-    request = urllib.request.Request(url, post, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        body: bytes = answer.read()
-    return body
 
 
 def _name(alert: Mapping[str, Any]) -> Name:

@@ -18,10 +18,11 @@ import pytest
 from alerts import growth, render
 from alerts.settings import Settings
 from tests.lab import monitoring, rulesets
-from tests.lab.monitoring import Monitoring, Name, rehearsed, wait
+from tests.lab.monitoring import Monitoring, Name, rehearsed
 from tests.lab.namespace import Namespace, requirements
 from tests.lab.node import NAME, Node
 from tests.lab.rulesets import Service
+from tests.lab.waiting import wait
 from vipscope import metrics as m
 from vipscope.collectors.pressure import INITIAL_PID_NAMESPACE
 

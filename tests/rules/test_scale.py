@@ -22,8 +22,8 @@ from alerts.rule import Alert, Record
 from alerts.settings import Settings
 from tests.dashboards.rendered import asked
 from tests.lab.fleet import fleet, samples, targets
-from tests.lab.monitoring import wait
 from tests.lab.prometheus import Prometheus, free_address, missing
+from tests.lab.waiting import wait
 from tests.rules.names import NAME, metric_named, ours
 from vipscope.metrics import CATALOGUE
 
@@ -40,7 +40,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 PATIENCE = 120.0
 """Seconds."""
 
-with_prometheus = pytest.mark.skipif(bool(missing()), reason=missing())
+with_prometheus = pytest.mark.skipif(bool(missing("prometheus")), reason=missing("prometheus"))
 with_victoria_metrics = pytest.mark.skipif(
     not shutil.which("victoria-metrics"), reason="victoria-metrics is not installed"
 )

@@ -18,8 +18,8 @@ from alerts.settings import HOUR, MINUTE, Settings
 from tests.bench.scale import history
 from tests.bench.scale.series import INTERVAL, Said
 from tests.lab.fleet import fleet, targets
-from tests.lab.monitoring import wait
 from tests.lab.prometheus import Prometheus
+from tests.lab.waiting import wait
 
 RULES = Path(__file__).parents[3] / "alerts" / "rendered"
 SETTLE, WATCH = 75.0, 70.0
