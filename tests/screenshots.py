@@ -40,7 +40,6 @@ GROWTH: Final = (
 BREAKS: Final = f"iptables-nft -t nat -F PREROUTING; iptables-nft -t nat -D {CHAIN} 2"
 BREAKS_LATE: Final = f"sleep 35; {BREAKS}; sleep 14"
 
-
 HEALTHY: Final = ("Nothing is wrong",)
 BROKEN: Final = ("drift-prerouting", "drift-missing-endpoints")
 """What each page has to show before its picture is taken."""
@@ -95,17 +94,16 @@ def picture(
         browser.screenshot(URL, path, *SIZE, *flags)
 
 
-def main() -> None:
-    """Take both pictures."""
-    PICTURES.mkdir(exist_ok=True)
+def take(directory: Path, growth: str = GROWTH, breaks: str = BREAKS_LATE) -> None:
+    """Take both pictures, each after a script."""
     with Namespace() as node:
         load_nftables(node)
-        path = PICTURES / "page-healthy.png"
-        node.call(picture, "node2", "nftables", GROWTH, HEALTHY, path)
+        path = directory / "page-healthy.png"
+        node.call(picture, "node2", "nftables", growth, HEALTHY, path)
     with Namespace() as node:
         load_iptables(node)
-        path = PICTURES / "page-broken.png"
-        node.call(picture, "node1", "iptables", BREAKS_LATE, BROKEN, path, browser.DARK)
+        path = directory / "page-broken.png"
+        node.call(picture, "node1", "iptables", breaks, BROKEN, path, browser.DARK)
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -118,4 +116,4 @@ def serve(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:]:
         sys.exit(serve(sys.argv[1:]))
-    main()
+    take(PICTURES)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ from tests.diagnosis.test_findings import (
 )
 from tests.lab import browser
 from tests.lab.namespace import Namespace
-from tests.screenshots import BREAKS, PICTURES, URL, shows, watched
+from tests.screenshots import BREAKS, PICTURES, SIZE, URL, shows, watched
 from tests.test_doctor import in_namespace, load_iptables, shell
 from tools.generate import COMMANDS
 from vipscope import page as room
@@ -444,6 +446,17 @@ def test_in_a_browser_a_broken_nodes_page_shows_what_is_broken_and_why() -> None
         "kube-proxy: endpoint",
     ):
         assert what in said
+
+
+@in_namespace
+@in_chromium
+def test_the_pictures_of_the_documents_can_be_taken_anew(tmp_path: Path) -> None:
+    screenshots.take(tmp_path, growth="true", breaks=BREAKS)
+    taken = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    assert taken.keys() == {each.name for each in PICTURES.glob("*.png")}
+    for picture in taken.values():
+        assert picture[12:16] == b"IHDR"
+        assert struct.unpack(">II", picture[16:24]) == SIZE
 
 
 @pytest.mark.parametrize("name", ["page-healthy.png", "page-broken.png"])
