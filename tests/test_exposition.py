@@ -69,6 +69,7 @@ from vipscope.sources import Sources
 TESTS = Path(__file__).parent
 CAPTURES = TESTS / "captures"
 GOLDEN = TESTS / "golden"
+README = TESTS.parent / "README.md"
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
 
 TEXT = ""
@@ -455,6 +456,37 @@ def test_every_sample_is_one_that_the_catalogue_declares(path: Path) -> None:
         untyped = path.suffix == ".openmetrics" and metric is m.IPVS_CONNECTIONS_TOTAL
         assert family.type == ("unknown" if untyped else metric.kind)
         assert family.documentation == metric.help
+
+
+FORMULA = re.search(r"^    (\d+ \+ .*·targets)$", README.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["iptables", "legacy", "nftables", "ipvs"])
+def test_a_node_has_as_many_series_as_the_readme_computes(name: str) -> None:
+    families = text_string_to_metric_families((GOLDEN / f"{name}.prom").read_text())
+    samples = [sample for family in families for sample in family.samples]
+
+    def values(metric: m.Metric, *labels: str) -> set[tuple[str, ...]]:
+        found = [sample.labels for sample in samples if sample.name == metric.name]
+        return {tuple(each[label] for label in labels or metric.labels) for each in found}
+
+    kinds = {
+        "collectors": values(m.COLLECTOR_STATE, "collector"),
+        "groups": values(m.RULES),
+        "families": values(m.SERVICE_RULE_DEPTH, "family"),
+        "sets": values(m.SET_ELEMENTS),
+        "legacy tables": values(m.XTABLES_ENTRIES),
+        "writers": values(m.CHANGES),
+        "IPVS kinds": values(m.IPVS_VIRTUAL_SERVERS) | values(m.IPVS_REAL_SERVERS),
+        "targets": values(m.PROBE_FAILURES, "probe"),
+    }
+    assert FORMULA is not None
+    computed = 0
+    for term in FORMULA[1].split(" + "):
+        factor, _, kind = term.rpartition("·")
+        computed += int(kind) if kind.isdigit() else int(factor or 1) * len(kinds.pop(kind))
+    assert not kinds
+    assert abs(len(samples) - computed) <= 10
 
 
 def test_every_metric_is_in_a_golden_file() -> None:
