@@ -37,9 +37,10 @@ NODES = {f"node-{number}": f"c{number % 5}" for number in range(15)}
 """Node -> cluster. Its hash gives either shard some."""
 SHARDS = 2
 GOLDEN = Path(__file__).parents[1] / "golden"
-PATIENCE = 120.0
-"""Seconds."""
+PATIENCE = 240.0
+"""Seconds, for six Prometheus that evaluate all rules each second on a machine that is busy."""
 
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 with_prometheus = pytest.mark.skipif(bool(missing("prometheus")), reason=missing("prometheus"))
 with_victoria_metrics = pytest.mark.skipif(
     not shutil.which("victoria-metrics"), reason="victoria-metrics is not installed"
