@@ -23,7 +23,6 @@ from tests.lab.namespace import Family, Namespace, requirements
 from vipscope.budget import Budget
 from vipscope.collectors import xtables
 from vipscope.collectors.xtables import Xtables
-from vipscope.dataplane.naming import chain_class
 from vipscope.settings import Settings
 from vipscope.snapshot import AbsentError, BrokenError, Count, DeniedError, ReadError, Ruleset
 
@@ -76,10 +75,8 @@ def assert_exact(ruleset: Ruleset, namespace: Namespace) -> None:
     tables = itertools.groupby(shown.items(), key=lambda item: item[0][:2])
     expected = {key: [number for _, number in group] for key, group in tables}
     assert totals(ruleset) == {key: Count(sum(n), len(n)) for key, n in expected.items()}
-    classes: dict[tuple[str, str, str, str], list[int]] = {}
-    for (family, table, chain), number in shown.items():
-        classes.setdefault((family, table, *chain_class(table, chain)), []).append(number)
-    assert ruleset.counts == {key: Count(sum(n), len(n)) for key, n in classes.items()}
+    by_owner = counts.by_owner((*where, number) for where, number in shown.items())
+    assert ruleset.counts == {key: Count(*sums) for key, sums in by_owner.items()}
     for family in FAMILIES:
         assert ruleset.depths.get(family, ()) == depths(namespace.save("legacy", family))
 

@@ -6,11 +6,58 @@ Nothing here shares code with the exporter, so that the two agree only when both
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 TableRules = dict[str, dict[str, int]]
 """Rules by table and chain. A chain without rules is there, with 0."""
+
+
+_KUBE_PROXYS_TABLE = (
+    (r"(service-endpoints|cluster-ips)-check|reject-chain|filter-.*", "filter"),
+    (r"firewall-check|firewall-.*", "firewall"),
+    (r"nodeport-endpoints-check", "nodeports"),
+    (r"services", "services"),
+    (r"service-.*", "service"),
+    (r"local-.*", "service-local"),
+    (r"external-.*", "external"),
+    (r"endpoint-.*", "endpoint"),
+    (r"mark-for-masquerade|masquerading|nat-postrouting", "masquerade"),
+    (r".*", "other"),
+)
+"""What a chain of the table kube-proxy is for, by its name; the first that fits."""
+_CHAINS = (
+    (r"KUBE-ROUTER-.*", "kube-router", ""),
+    (r"KUBE-FIREWALL.*|KUBE-KUBELET-.*", "kubelet", ""),
+    (r"KUBE-SERVICES", "kube-proxy", "services"),
+    (r"KUBE-NODE-?PORTS?", "kube-proxy", "nodeports"),
+    (r"KUBE-(MARK-MASQ|POSTROUTING)", "kube-proxy", "masquerade"),
+    (r"KUBE-(FORWARD|EXTERNAL-SERVICES|(PROXY|SOURCE-RANGES)-FIREWALL)", "kube-proxy", "filter"),
+    (r"KUBE-IPVS-(OUT-)?FILTER", "kube-proxy", "filter"),
+    (r"KUBE-SVC-.*", "kube-proxy", "service"),
+    (r"KUBE-SVL-.*", "kube-proxy", "service-local"),
+    (r"KUBE-EXT-.*", "kube-proxy", "external"),
+    (r"KUBE-FW-.*", "kube-proxy", "firewall"),
+    (r"KUBE-SEP-.*", "kube-proxy", "endpoint"),
+    (r"KUBE-.*", "kube-proxy", "other"),
+    (r"cali-.*", "calico", ""),
+    (r"(OLD_)?CILIUM_.*", "cilium", ""),
+    (r"FLANNEL-.*", "flannel", ""),
+    (r"CNI-.*", "cni", ""),
+    (r"WEAVE-.*", "weave", ""),
+    (r"ISTIO_.*", "istio", ""),
+    (r"DOCKER.*", "docker", ""),
+    (r"AWS-.*", "aws", ""),
+    (r"ANTREA-.*", "antrea", ""),
+    (r"OVN-KUBE-.*", "ovn-kubernetes", ""),
+    (r".*", "other", ""),
+)
+"""Owner and class of the chains of every other table, by their names; the first that fits."""
+
+OwnerCounts = dict[tuple[str, str, str, str], tuple[int, int]]
+"""(family, table, owner, class) -> (rules, chains)."""
 
 
 class NftCounts(NamedTuple):
@@ -47,6 +94,25 @@ def iptables_save(text: str) -> TableRules:
             if words and words[0] == "-A":
                 chains[words[1]] = chains.get(words[1], 0) + 1
     return tables
+
+
+def kind_of(table: str, chain: str) -> tuple[str, str]:
+    """(owner, class) of a chain by its name; class is "" unless the owner is kube-proxy."""
+    if table == "kube-proxy":
+        return "kube-proxy", next(
+            kind for form, kind in _KUBE_PROXYS_TABLE if re.fullmatch(form, chain)
+        )
+    return next((owner, kind) for form, owner, kind in _CHAINS if re.fullmatch(form, chain))
+
+
+def by_owner(chains: Iterable[tuple[str, str, str, int]]) -> OwnerCounts:
+    """Sums over (family, table, chain, rules)."""
+    sums: OwnerCounts = {}
+    for family, table, chain, rules in chains:
+        key = family, table, *kind_of(table, chain)
+        before, number = sums.get(key, (0, 0))
+        sums[key] = before + rules, number + 1
+    return sums
 
 
 def nft_json(text: str) -> NftCounts:

@@ -17,7 +17,13 @@ CHAIN_NAME_LENGTH = 28
 _NAME_CHARACTERS = string.ascii_letters + string.digits + "-_.:/+@%=,~^[]{}()<>|*&;?$#"
 _NAME_PREFIXES = (
     *("KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SVL-", "KUBE-", "kube-"),
+    *("KUBE-ROUTER-", "KUBE-KUBELET-", "OVN-KUBE-", "OLD_CILIUM_"),
     *("cali-", "CILIUM_", "FLANNEL-", "CNI-", "WEAVE-", "ISTIO_", "DOCKER", "AWS-", "ANTREA-", ""),
+)
+_WELL_KNOWN_NAMES = (
+    *("KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-NODEPORTS", "KUBE-NODE-PORT", "KUBE-FORWARD"),
+    *("KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL", "KUBE-SOURCE-RANGES-FIREWALL"),
+    *("KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-PROXY-CANARY", "KUBE-FIREWALL", "DOCKER"),
 )
 _ODD_COMMENTS = (
     "ERROR",
@@ -50,6 +56,7 @@ def chain_names() -> st.SearchStrategy[str]:
         st.sampled_from(_NAME_PREFIXES),
         tails,
     )
+    names = st.sampled_from(_WELL_KNOWN_NAMES) | names
     # iptables takes a leading dash for an option.
     return names.filter(lambda name: not name.startswith("-"))
 
