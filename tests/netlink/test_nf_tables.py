@@ -111,14 +111,47 @@ def swallow(data: bytes) -> None:
     for reader in readers:
         with contextlib.suppress(*HONEST):
             reader()
-    padded = memoryview(bytearray(data + bytes(nfnetlink.BUFFER)))
-    with contextlib.suppress(*HONEST):
-        assert tally(padded[: nfnetlink.BUFFER].cast("I"), min(len(data), nfnetlink.BUFFER)) >= 0
+
+
+def tallied(data: bytes, kind: int) -> int | None:
+    """What the hot loop counts in a datagram of messages of one type; None when that is refused.
+
+    Behind the datagram is in the buffer what an earlier one left there: another such message.
+    """
+    left = struct.pack("=IHHII", 24, kind, 2, 0, 0) + bytes(8)
+    buffer = bytearray(data + left * (nfnetlink.BUFFER // len(left) + 1))[: nfnetlink.BUFFER]
+    view = memoryview(buffer)
+    try:
+        return tally(view.cast("I"), view.cast("H"), len(data), kind)
+    except HONEST:
+        return None
+
+
+def walked(data: bytes, kind: int) -> int | None:
+    """The same by the format alone: None when a length lies or a message is of another type."""
+    count, rest = 0, data
+    while rest:
+        if len(rest) < 20:  # netlink's header and netfilter's
+            return None
+        length, found = struct.unpack_from("=IH", rest)
+        if not 20 <= length <= len(rest) or found != kind:
+            return None
+        count, rest = count + 1, rest[length + -length % 4 :]
+    return count
+
+
+@cache
+def dumped() -> list[tuple[int, bytes]]:
+    """Real datagrams that hold messages of one type only, with that type: objects in a dump."""
+    each = [(struct.unpack_from("=H", data, 4)[0], data) for data in datagrams()]
+    found = [(kind, data) for kind, data in each if kind > nfnetlink.NLMSG_DONE]
+    return [(kind, data) for kind, data in found if walked(data, kind) is not None]
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_an_error_and_nothing_else(data: bytes) -> None:
     swallow(data)
+    assert tallied(data, Get.RULE - 1) == walked(data, Get.RULE - 1)
 
 
 @in_namespace
@@ -133,18 +166,44 @@ def test_a_mutilated_answer_is_an_error_and_nothing_else(data: st.DataObject) ->
 
 @in_namespace
 @given(st.data())
-def test_a_truncated_answer_is_never_counted_short(data: st.DataObject) -> None:
-    whole = data.draw(st.sampled_from(datagrams()))
-    cut = whole[: data.draw(st.integers(1, len(whole) - 1))]
-    words = memoryview(bytearray(cut + bytes(nfnetlink.BUFFER)))[: nfnetlink.BUFFER].cast("I")
-    lengths = [struct.unpack_from("=I", cut, 0)[0]] if len(cut) >= 4 else [0]
-    while sum(lengths) + 4 <= len(cut):
-        lengths.append(struct.unpack_from("=I", cut, sum(lengths))[0])
-    if sum(lengths) == len(cut) and nfnetlink.HEADER not in lengths:
-        assert tally(words, len(cut)) == len(lengths)
-    else:
-        with pytest.raises(BrokenError):
-            tally(words, len(cut))
+def test_a_mutilated_answer_is_counted_as_its_messages_of_the_type_asked_for_or_refused(
+    data: st.DataObject,
+) -> None:
+    kind, original = data.draw(st.sampled_from(dumped()))
+    whole = bytearray(original)
+    starts = [0]
+    while starts[-1] < len(whole):
+        starts.append(starts[-1] + struct.unpack_from("=I", whole, starts[-1])[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        # In a header: nothing else is looked at.
+        position = data.draw(st.sampled_from(starts[:-1])) + data.draw(st.integers(0, 7))
+        whole[position] = data.draw(st.integers(0, 255))
+    assert tallied(bytes(whole), kind) == walked(bytes(whole), kind)
+
+
+@in_namespace
+@given(st.data())
+def test_an_answer_cut_within_a_message_is_refused_and_one_cut_between_two_is_one_of_fewer(
+    data: st.DataObject,
+) -> None:
+    """The latter the kernel does not do: it cuts where the buffer ends, and tells the whole length.
+
+    That is longer than the buffer then, which is refused as well. A datagram that is lost is told
+    by the dump that is asked for next, which the kernel refuses.
+    """
+    kind, whole = data.draw(st.sampled_from(dumped()))
+    between = [0]
+    while between[-1] < len(whole):
+        between.append(between[-1] + struct.unpack_from("=I", whole, between[-1])[0])
+    cut = data.draw(st.integers(1, len(whole)) | st.sampled_from(between[1:]))
+    expected = between.index(cut) if cut in between else None
+    assert tallied(whole[:cut], kind) == expected
+
+
+def test_a_datagram_longer_than_the_buffer_is_refused() -> None:
+    view = memoryview(bytearray(struct.pack("=IHHII", 24, 2566, 2, 0, 0) + bytes(8)))
+    with pytest.raises(BrokenError, match="at most"):
+        tally(view.cast("I"), view.cast("H"), nfnetlink.BUFFER + 4, 2566)
 
 
 @in_namespace
@@ -357,13 +416,31 @@ def test_the_kernel_keeps_back_the_end_of_a_quiet_dump_and_nothing_else() -> Non
             ours.recv(100)
 
 
-def test_the_end_of_a_dump_is_not_counted_as_an_object() -> None:
-    rule = struct.pack("=IHHII", 24, Get.RULE - 1, 2, 0, 0) + bytes(8)
-    end = struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, 0, 0, 0)
-    words = memoryview(rule + end).cast("I")
-    assert tally(words, len(rule)) == 1
-    with pytest.raises(BrokenError, match="20 bytes"):
-        tally(words, len(rule + end))
+RULE = struct.pack("=IHHII", 24, Get.RULE - 1, 2, 0, 0) + bytes(8)
+INTERRUPTED = struct.pack("=IHHII", 24, Get.RULE - 1, 2 | nfnetlink.NLM_F_DUMP_INTR, 0, 0) + bytes(
+    8
+)
+CHAIN = struct.pack("=IHHII", 24, Get.CHAIN - 1, 2, 0, 0) + bytes(8)
+END = struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("other", [CHAIN, END])
+def test_what_is_no_rule_is_not_counted_as_one(other: bytes) -> None:
+    for datagram in (other, RULE + other, RULE + other + RULE, other + RULE):
+        assert tallied(datagram, Get.RULE - 1) is None
+    assert tallied(RULE + RULE, Get.RULE - 1) == 2
+
+
+def test_messages_of_an_interrupted_dump_are_counted_whatever_their_flags() -> None:
+    # The kernel marks a datagram's first. That the ruleset changed is told by its generation.
+    assert tallied(INTERRUPTED + RULE + RULE, Get.RULE - 1) == 3
+
+
+def test_an_error_among_the_messages_is_raised() -> None:
+    refused = struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_ERROR, 0, 0, 0, -1)
+    view = memoryview(RULE + refused)
+    with pytest.raises(DeniedError):
+        tally(view.cast("I"), view.cast("H"), len(view), Get.RULE - 1)
 
 
 @in_namespace
