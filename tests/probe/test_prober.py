@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import random
 import re
+import select
 import socket
 import statistics
 import struct
@@ -123,6 +126,52 @@ def failures(probes: Probes) -> dict[tuple[str, str], int]:
 
 
 # --- both paths -----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only while the prober waits for its next turn."""
+
+    POLLIN = select.POLLIN
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def poll(self, patience: int | None = None) -> object:
+        """As select's, a new object; as this object's, a wait of so many ms."""
+        if patience is None:
+            return self
+        self.now += patience / 1000
+        return []
+
+    def register(self, *_: object) -> None:
+        """Nothing is waited for but time."""
+
+
+def test_attempts_come_half_to_one_and_a_half_intervals_after_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that the probers of many nodes, started at once, do not go on in step."""
+    clock, begun = Clock(), []
+
+    def refuse(*_: object) -> None:
+        begun.append(clock.now)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(prober, "time", clock)
+    monkeypatch.setattr(prober, "select", clock)
+    monkeypatch.setattr(attempt, "begin", refuse)
+    monkeypatch.setattr(loopback, "handshake_seconds", lambda _: None)
+    made = Prober([TCP], 2.0, 5.0, random.Random(1))
+    made.work(2000.0)
+    made.close()
+    assert 0 <= begun[0] < 2
+    gaps = [after - before for before, after in itertools.pairwise(begun)]
+    # Waits are whole milliseconds, rounded up.
+    assert 1 <= min(gaps) < 1.02
+    assert 2.98 < max(gaps) <= 3.001
+    # Evenly spread.
+    assert statistics.quantiles(gaps, n=4) == pytest.approx([1.5, 2, 2.5], abs=0.1)
 
 
 @in_namespace
