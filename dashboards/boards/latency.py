@@ -114,7 +114,8 @@ def board(settings: Settings) -> Board:
                     timeseries(
                         "First packet, modelled and measured: apart, something else costs it",
                         "What a connection's first packet pays for the rules: by their depth and"
-                        " what a rule costs, and by the prober. Average of the nodes.",
+                        " what a rule costs, where a node can tell, and by the prober. Average"
+                        " of the nodes.",
                         Query(pick(fleet.FIRST_PACKET, HERE), "{{kind}}"),
                         unit="s", steps=high_is_bad(limit / 50, limit / 10),
                     ),

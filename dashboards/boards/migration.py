@@ -97,7 +97,8 @@ def board(settings: Settings) -> Board:
                     ),
                     timeseries(
                         "What a first packet pays by mode: flat in nftables, growing in iptables",
-                        "Modelled from the depth of the rules, and measured by the prober.",
+                        "Modelled from the depth of the rules, where a node can tell what one"
+                        " costs, and measured by the prober.",
                         Query(pick(fleet.MODE_COST, HERE), "{{mode}}, {{kind}}"),
                         unit="s", steps=walked,
                     ),
@@ -108,7 +109,8 @@ def board(settings: Settings) -> Board:
                     ),
                     table(
                         "Side by side: the modes as they are now",
-                        "Averages of the nodes of each mode.",
+                        "Averages of the nodes of each mode. First packet: as modelled, so empty"
+                        " where the rules are too few to tell.",
                         ("mode",),
                         Column("nodes", pick(growth.PROXY_MODES, HERE)),
                         Column("rules", pick(fleet.MODE_RULES, HERE), steps=many),

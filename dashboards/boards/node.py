@@ -149,7 +149,9 @@ def board(settings: Settings) -> Board:
                     ),
                     timeseries(
                         "First packet: what the rules cost it, modelled and measured",
-                        "Apart, something else than the rules costs it.",
+                        "Apart, something else than the rules costs it. Modelled is missing where"
+                        " the node cannot tell what a rule costs: too few rules, many by both"
+                        " address families, or no IPv6.",
                         Query(pick(m.FIRST_PACKET_COST, THIS_NODE), "{{kind}}"), unit="s",
                         steps=high_is_bad(limit / 50, limit / 10),
                     ),

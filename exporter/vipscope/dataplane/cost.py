@@ -20,13 +20,8 @@ from vipscope.dataplane.depth import nearest_rank
 LEAST_HANDSHAKES = 10
 """By each path, below which their medians tell nothing."""
 FEW_RULES = 500
-"""Depth of the deepest Service below which rules are lost in what else a handshake costs."""
-ASSUMED_RULE_COST = 25e-9
-"""Seconds, where there are so few: in the middle of the 5 to 75 ns that have been measured, hot
-caches and cold ones. FEW_RULES cost 13 µs by it, and the Service of median depth half of that."""
-ASSUMED_HANDSHAKE = 30e-6
-"""Seconds of a handshake on loopback without rules, where both address families have many: 5 to 60
-µs have been measured."""
+"""Depth of the deepest Service below which rules are lost in what else a handshake costs: so many
+take 2 to 40 µs, and a handshake on loopback without rules 5 to 60 µs."""
 
 
 def measured(handshakes: Mapping[tuple[str, str], Sequence[float]]) -> float | None:
@@ -59,8 +54,7 @@ def modelled(
     ascending = depths.get(family)
     if not ascending:
         return None
-    few = ascending[-1] < FEW_RULES
-    cost = ASSUMED_RULE_COST if few else _rule_cost(family, depths, loopback)
+    cost = _rule_cost(family, depths, loopback)
     return None if cost is None else nearest_rank(ascending, 0.5) * cost
 
 
@@ -70,13 +64,15 @@ def _rule_cost(
     """Seconds for which one rule of this family holds up a first packet; arguments as above.
 
     A handshake on loopback is no Service's, so it is checked against the rules of all, thus against
-    as many as one for the deepest is. What it takes without them tells the other family's, where
-    that has few.
+    as many as one for the deepest is. What it takes without them tells the other family's. None
+    where this family has few rules, the other one has many, or either too few handshakes.
     """
-    if len(loopback[family]) < LEAST_HANDSHAKES:
-        return None
     (other,) = loopback.keys() - {family}
+    if min(len(loopback[family]), len(loopback[other])) < LEAST_HANDSHAKES:
+        return None
+    deepest = depths[family][-1]
     deepest_of_other = max(depths.get(other, (0,)), default=FEW_RULES)
-    comparable = deepest_of_other < FEW_RULES and len(loopback[other]) >= LEAST_HANDSHAKES
-    without = statistics.median(loopback[other]) if comparable else ASSUMED_HANDSHAKE
-    return max(0.0, statistics.median(loopback[family]) - without) / depths[family][-1]
+    if deepest < FEW_RULES or deepest_of_other >= FEW_RULES:
+        return None
+    longer = statistics.median(loopback[family]) - statistics.median(loopback[other])
+    return max(0.0, longer) / deepest

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
-from vipscope.dataplane.cost import ASSUMED_RULE_COST
 from vipscope.dataplane.depth import depths_by_family, nearest_rank
 from vipscope.dataplane.mode import proxy_modes
 from vipscope.dataplane.naming import KUBE_PROXY
@@ -196,18 +195,13 @@ def _deep(snapshot: Snapshot) -> Iterator[Finding]:
         middle = nearest_rank(depths, 0.5) if depths else 0
         if middle < DEEP:
             continue
-        cost = middle * ASSUMED_RULE_COST * 1e3
         yield Finding(
             Severity.WARNING,
             "rules-deep",
             f"a new connection is checked against {middle} rules before its Service's own "
             f"({family}, median)",
             (
-                (
-                    f"modelled: {cost:.2f} ms for its first packet, "
-                    f"at {ASSUMED_RULE_COST * 1e9:.0f} ns a rule"
-                ),
-                "packets of established connections pay nothing",
+                "only its first packet pays; those of established connections pay nothing",
                 f"deepest of {len(depths)} Service ports: {depths[-1]} rules",
             ),
             "mode nftables looks Services up in a map; so large a ruleset also makes kube-proxy's "
