@@ -417,13 +417,13 @@ SERVICE_UNROUTABLE = Metric(
     "vipscope_service_unroutable", "gauge",
     "1 for each Service port that routes to nobody, and why; port \"\" when it has no name. Not "
     "those that are headless, or that were scaled to zero.",
-    ("namespace", "service", "port", "reason"), "cluster", CLUSTER,
+    ("namespace", "service", "port", "reason"), "both", CLUSTER,
 )  # fmt: skip
 UNROUTABLE_SERVICES = Metric(
     "vipscope_unroutable_services", "gauge",
     "Services of which a port routes to nobody. A reason that is not looked for is absent, and so "
     "is external_name_unresolvable while of any name nobody can tell.",
-    ("reason",), "cluster", CLUSTER,
+    ("reason",), "both", CLUSTER,
 )  # fmt: skip
 WATCH_RESTARTS = Metric(
     "vipscope_watch_restarts_total", "counter",
