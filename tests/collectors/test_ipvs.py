@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.collectors.nobody import as_nobody
-from tests.lab import uml
+from tests.lab import counts, uml
 from vipscope.budget import BURST, Budget
 from vipscope.collectors import ipvs as module
 from vipscope.collectors.ipvs import (
@@ -239,26 +239,22 @@ Counts = Mapping[str, Mapping[tuple[str, ...], int]]
 
 def expected(save: str) -> Counts:
     """What `ipvsadm -Sn` says, counted as the record's fields are."""
-    protocols = {"-t": "tcp", "-u": "udp", "--sctp-service": "sctp", "-f": "fwmark"}
-    virtual: Counter[tuple[str, ...]] = Counter()
-    real: Counter[tuple[str, ...]] = Counter()
-    backends: dict[tuple[str, str, str], int] = {}
-    for words in map(str.split, save.splitlines()):
-        protocol, address = protocols[words[1]], words[2]
-        family = "ipv6" if address.startswith("[") or "-6" in words else "ipv4"
-        key = family, protocol, address
-        if words[0] == "-A":
-            virtual[family, protocol, words[words.index("-s") + 1]] += 1
-            backends[key] = 0
-        else:
-            weight = int(words[words.index("-w") + 1])
-            real[family, protocol, "active" if weight else "drained"] += 1
-            backends[key] += 1
-    empty = Counter(key[:2] for key, number in backends.items() if not number)
+    servers = counts.ipvsadm_save(save)
     return {
-        "virtual_servers": virtual,
-        "empty_virtual_servers": Counter(empty),
-        "real_servers": real,
+        "virtual_servers": Counter(
+            (family, protocol, balanced.scheduler)
+            for (family, protocol, _), balanced in servers.items()
+        ),
+        "empty_virtual_servers": Counter(
+            (family, protocol)
+            for (family, protocol, _), balanced in servers.items()
+            if not balanced.weights
+        ),
+        "real_servers": Counter(
+            (family, protocol, "active" if weight else "drained")
+            for (family, protocol, _), balanced in servers.items()
+            for weight in balanced.weights.values()
+        ),
     }
 
 

@@ -197,10 +197,10 @@ def _blocks(indent: str, head: str, text: str) -> dict[str, str]:
 def ipvs(text: str) -> Programmed:
     """`ipvsadm -Sn`; a real server of weight 0 is on its way out and does not count."""
     ways, spread = set(), {}
-    for server, backends in counts.ipvsadm_save(text).items():
+    for server, balanced in counts.ipvsadm_save(text).items():
         address, _, port = server.address.rpartition(":")
         name = f"{server.address}/{server.protocol}"
         address = address.strip("[]")
         ways.add(Way("virtual-server", address, server.protocol, int(port), name))
-        spread[name] = frozenset(backend for backend, weight in backends.items() if weight)
+        spread[name] = frozenset(each for each, weight in balanced.weights.items() if weight)
     return Programmed(frozenset(ways), frozenset(), spread, {})

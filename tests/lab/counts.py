@@ -72,10 +72,20 @@ class NftCounts(NamedTuple):
 class VirtualServer(NamedTuple):
     """The key of an IPVS virtual server as `ipvsadm -Sn` prints it."""
 
+    family: str
+    """`ipv4` or `ipv6`."""
     protocol: str
     """`tcp`, `udp`, `sctp` or `fwmark`."""
     address: str
     """`10.0.0.1:80`, `[fd00::1]:80`, or the firewall mark."""
+
+
+class Balanced(NamedTuple):
+    """What `ipvsadm -Sn` prints of a virtual server."""
+
+    scheduler: str
+    weights: dict[str, int]
+    """Of the real servers, by address."""
 
 
 def iptables_save(text: str) -> TableRules:
@@ -142,13 +152,17 @@ def conntrack_statistics(text: str) -> dict[str, int]:
     return dict(totals)
 
 
-def ipvsadm_save(text: str) -> dict[VirtualServer, dict[str, int]]:
-    """Weights of the real servers, by virtual server and address, of `ipvsadm -Sn`."""
+def ipvsadm_save(text: str) -> dict[VirtualServer, Balanced]:
+    """Virtual servers and their real servers of `ipvsadm -Sn`."""
     protocols = {"-t": "tcp", "-u": "udp", "--sctp-service": "sctp", "-f": "fwmark"}
-    servers: dict[VirtualServer, dict[str, int]] = {}
+    servers: dict[VirtualServer, Balanced] = {}
     for line in text.splitlines():
         command, protocol, address, *options = line.split()
-        backends = servers.setdefault(VirtualServer(protocols[protocol], address), {})
-        if command == "-a":
-            backends[options[options.index("-r") + 1]] = int(options[options.index("-w") + 1])
+        family = "ipv6" if address.startswith("[") or "-6" in options else "ipv4"
+        key = VirtualServer(family, protocols[protocol], address)
+        if command == "-A":
+            servers[key] = Balanced(options[options.index("-s") + 1], {})
+        else:
+            weight = int(options[options.index("-w") + 1])
+            servers[key].weights[options[options.index("-r") + 1]] = weight
     return servers

@@ -462,9 +462,9 @@ def test_uml_has_ipvs_and_shows_the_capture_as_it_was() -> None:
     done = uml.run(["sh", "-c", "ipvsadm -R && ipvsadm -Sn"], stdin=text)
     assert (done.stdout, done.stderr, done.returncode) == (text, "", 0)
     servers = counts.ipvsadm_save(done.stdout)
-    assert servers[counts.VirtualServer("tcp", "10.97.139.62:80")] == {}
-    dns = servers[counts.VirtualServer("udp", "10.110.14.134:53")]
-    assert dns == {"10.127.0.18:5353": 1, "10.127.0.19:5353": 1}
+    assert servers[counts.VirtualServer("ipv4", "tcp", "10.97.139.62:80")] == ("rr", {})
+    dns = servers[counts.VirtualServer("ipv4", "udp", "10.110.14.134:53")]
+    assert dns == ("rr", {"10.127.0.18:5353": 1, "10.127.0.19:5353": 1})
 
 
 @in_uml
@@ -479,7 +479,7 @@ def test_uml_takes_generated_virtual_servers_of_both_families_and_their_addresse
     )
     servers = counts.ipvsadm_save(done.stdout)
     assert len(servers) == 40
-    assert {len(backends) for backends in servers.values()} == {3}
+    assert {len(each.weights) for each in servers.values()} == {3}
     assert done.stderr.strip() == "40"
 
 
