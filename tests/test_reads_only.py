@@ -1,8 +1,9 @@
 """The exporter changes nothing: every system call of a whole process that could, looked at.
 
 It runs under strace with all its collectors, while the ruleset changes and is scraped: in a network
-namespace with both backends of iptables and kube-proxy's own table, and in a kernel with IPVS. What
-it sends by TCP and UDP goes to whom it was told, or to itself.
+namespace with both backends of iptables, kube-proxy's own table and an API server; and with that of
+IPVS alone in a kernel that has it. So do `trace` and `doctor`. What it sends by TCP and UDP goes to
+whom it was told, or to itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import pytest
 from tests.lab import uml
 from tests.lab.apiserver import ApiServer, kubeconfig
 from tests.lab.namespace import Namespace, requirements
+from tests.test_doctor import kube_proxy
 from vipscope.netlink.ipvs import IP_VS_SO_GET_INFO
 from vipscope.netlink.links import RTM_GETADDR
 from vipscope.netlink.nfnetlink import (
@@ -40,6 +42,7 @@ from vipscope.netlink.nfnetlink import (
     Get,
 )
 from vipscope.netlink.xtables import Option
+from vipscope.settings import COLLECTORS
 
 CAPTURES = Path(__file__).parent / "captures"
 URL = "http://127.0.0.1:9908"
@@ -203,11 +206,42 @@ def netfilter_state() -> Mapping[str, str]:
     }
 
 
-def watch_rulesets(trace: Path) -> tuple[list[str], Mapping[str, str], Mapping[str, str]]:
-    """The calls, and the state before and after."""
+@contextlib.contextmanager
+def control_plane(directory: Path) -> Iterator[list[str]]:
+    """An API server, and a kube-proxy that says which of the node's programs is its: the flags."""
+    with ApiServer() as server, kube_proxy("nftables") as proxy:
+        yield [
+            f"--kubeconfig={kubeconfig(directory, server.url)}",
+            "--node-name=node1",
+            "--role=all",
+            f"--kube-proxy.metrics-url={proxy}",
+            f"--kube-proxy.health-url={proxy}",
+        ]
+
+
+def told() -> set[str]:
+    """The collectors whose last read told something."""
+    with urllib.request.urlopen(f"{URL}/metrics") as answer:
+        text = answer.read().decode()
+    state = r'^vipscope_collector_state\{collector="(\w+)",state="ok"\} 1\.0$'
+    return set(re.findall(state, text, re.MULTILINE))
+
+
+def watch_rulesets(trace: Path) -> tuple[list[str], Mapping[str, str], Mapping[str, str], set[str]]:
+    """The calls, the state before and after, and the collectors that told something."""
     before = netfilter_state()
-    lines = watch(trace, nft_transactions, *PROBES)
-    return lines, before, netfilter_state()
+    found: set[str] = set()
+
+    def change() -> None:
+        nft_transactions()
+        deadline = time.monotonic() + 30
+        while not found >= {"drift", "cluster"} and time.monotonic() < deadline:
+            time.sleep(0.5)
+            found.update(told())
+
+    with control_plane(trace.parent) as flags:
+        lines = watch(trace, change, *flags, *PROBES)
+    return lines, before, netfilter_state(), found
 
 
 def ipvs_state() -> Mapping[str, str]:
@@ -341,8 +375,9 @@ def test_nothing_is_changed_in_a_namespace_with_every_kind_of_ruleset(tmp_path: 
                 namespace.restore(text, backend, "ipv4" if family == "v4" else "ipv6")
         namespace.nft((CAPTURES / "nftables/small.nft").read_text())
         generation = namespace.generation()
-        lines, before, after = namespace.call(watch_rulesets, tmp_path / "trace")
+        lines, before, after, told = namespace.call(watch_rulesets, tmp_path / "trace")
         assert namespace.generation() == generation + 2
+    assert told >= set(COLLECTORS) - {"ipvs", "conntrack"}  # which the kernel need not have
     sent = assert_reads_only(lines, "UDP:", "UDPv6:")
     assert_stays_here(lines)
     assert sent - {RTM_GETADDR} == set(Get) - {Get.CONNTRACK}
@@ -383,6 +418,34 @@ def test_a_trace_changes_nothing_and_sends_no_more_than_its_dns_query(tmp_path: 
     datagrams = [line for _, line in calls(lines, *SENDING.split()) if "<UDP:" in line]
     assert datagrams
     assert all("->127.0.0.1:53]" in line for line in datagrams)
+
+
+def watch_doctor(trace: Path) -> tuple[list[str], Mapping[str, str], Mapping[str, str]]:
+    """The same of `vipscope doctor`."""
+    before = netfilter_state()
+    with (
+        control_plane(trace.parent) as flags,
+        start(trace, "doctor", *flags, "--drift.grace=1", "--output=json") as process,
+    ):
+        process.wait(60)
+    return trace.read_text().splitlines(), before, netfilter_state()
+
+
+@traceable
+@in_namespace
+def test_a_doctor_s_look_changes_nothing(tmp_path: Path) -> None:
+    with Namespace() as namespace:
+        text = (CAPTURES / "iptables/small.v4.save").read_text()
+        for backend in ("nft", "legacy"):
+            namespace.restore(text, backend)
+        namespace.nft((CAPTURES / "nftables/small.nft").read_text())
+        lines, before, after = namespace.call(watch_doctor, tmp_path / "trace")
+    sent = assert_reads_only(lines)
+    assert_stays_here(lines)
+    assert sent == set(Get) - {Get.CONNTRACK}
+    assert after == before
+    connected = [arguments for _, arguments in calls(lines, "connect") if "<TCP:" in arguments]
+    assert connected  # to the API server
 
 
 @traceable
