@@ -639,7 +639,7 @@ def test_affinity_elements_that_expire_unnotified_are_counted_down() -> None:
     async def scenario(watched: Live) -> list[int]:
         key = "ipv4", "kube-proxy", "affinity"
         first = (await watched.read()).set_elements[key]
-        nftables.EXPIRING = 0.0
+        nftables.EXPIRING = 1.0
         await asyncio.sleep(5.5)
         return [first, (await watched.read()).set_elements[key]]
 
