@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -71,9 +71,8 @@ def read(settings: Settings) -> set[str]:
 def files(settings: Settings) -> Mapping[str, str]:
     """Path below alerts/ -> text: what Prometheus loads, and examples of configurations."""
     one = prometheus.config(settings, rules="../rendered/*.yaml")
-    rules = {
-        f"rendered/{name}.yaml": {"groups": [_group(each, settings) for each in found]}
-        for name, found in groups(settings).items()
+    loaded = {
+        f"rendered/{name}.yaml": rules(found, settings) for name, found in groups(settings).items()
     }
     examples = {
         "examples/alertmanager.yaml": alertmanager.config(settings),
@@ -83,7 +82,12 @@ def files(settings: Settings) -> Mapping[str, str]:
         "examples/remote-write.yaml": scale.remote_write(one, "http://localhost:8428/api/v1/write"),
         "examples/federation.yaml": scale.federation(settings, ["shard-0:9090", "shard-1:9090"]),
     }
-    return {path: HEAD + to_yaml(content) for path, content in (rules | examples).items()}
+    return loaded | {path: HEAD + to_yaml(content) for path, content in examples.items()}
+
+
+def rules(found: Sequence[Group], settings: Settings) -> str:
+    """A file of rules for Prometheus to load."""
+    return HEAD + to_yaml({"groups": [_group(each, settings) for each in found]})
 
 
 def _group(group: Group, settings: Settings) -> dict[str, Any]:

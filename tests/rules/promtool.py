@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from alerts import links, render
+from alerts.rule import Alert, Group
 from alerts.settings import Settings
 from vipscope.metrics import Metric
 
@@ -45,6 +46,8 @@ class Situation:
     series: Input
     fires: Sequence[Expected] = ()
     minutes: int = 10
+    every: int = 1
+    """Minutes between evaluations: long ones need not have one each minute."""
 
 
 def one(metric: object, **labels: str) -> str:
@@ -62,7 +65,12 @@ def steady(value: float) -> str:
 
 def growing(per_minute: float, start: float = 0) -> str:
     """A counter, or a gauge that grows."""
-    return f"{start:.12g}{per_minute:+.12g}x600"
+    return growing_for(601, per_minute, start)
+
+
+def growing_for(minutes: int, per_minute: float, start: float) -> str:
+    """So many values of it; others may follow."""
+    return f"{start:.12g}{per_minute:+.12g}x{minutes - 1}"
 
 
 def points(values: Iterable[float | None]) -> str:
@@ -132,20 +140,38 @@ def close(query: object, value: float, tolerance: float = 1e-9) -> str:
     return f"(abs({query} - {value!r}) <= bool {tolerance * max(1.0, abs(value))!r})"
 
 
-def run(directory: Path, *tests: Mapping[str, Any], settings: Settings = SETTINGS) -> str:
-    """What promtool finds wrong with the rendered rules; "" for nothing."""
-    rules = []
-    for path, text in render.files(settings).items():
-        if path.startswith("rendered/"):
-            rules.append(path)
-            (directory / path).parent.mkdir(exist_ok=True)
-            (directory / path).write_text(text)
-    # Unless told, promtool evaluates the groups in any order.
-    order = [group.name for group in itertools.chain(*render.groups(settings).values())]
+def leading_to(name: str) -> list[Group]:
+    """The groups with the alerts of that name and with what they read, in the order of the data."""
+    groups = list(itertools.chain(*render.groups(SETTINGS).values()))
+    recorded = {str(metric) for metric in render.recorded(SETTINGS).values()}
+    needed: set[str] = set()
+    found: list[Group] = []
+    for group in reversed(groups):
+        names = {each.name if isinstance(each, Alert) else str(each.series) for each in group.rules}
+        if name in names or needed & names:
+            found.insert(0, group)
+            needed |= recorded & set(re.findall(r"[\w:]+", " ".join(r.expr for r in group.rules)))
+    return found
+
+
+def run(
+    directory: Path,
+    *tests: Mapping[str, Any],
+    settings: Settings = SETTINGS,
+    only: Sequence[Group] | None = None,
+    every: int = 1,
+) -> str:
+    """What promtool finds wrong with the rendered rules, or `only` with these; "" for nothing.
+
+    They are evaluated once in so many minutes.
+    """
+    groups = list(itertools.chain(*render.groups(settings).values())) if only is None else only
+    (directory / "rules.yaml").write_text(render.rules(groups, settings))
     content = {
-        "rule_files": rules,
-        "evaluation_interval": "1m",
-        "group_eval_order": order,
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": f"{every}m",
+        # Unless told, promtool evaluates the groups in any order.
+        "group_eval_order": [group.name for group in groups],
         "tests": list(tests),
     }
     file = directory / "tests.yaml"

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from alerts.latency import P99, REQUESTS
-from tests.rules.promtool import SCRAPED, Expected, Situation, growing, one, points, steady
+from tests.rules.promtool import (
+    SCRAPED,
+    Expected,
+    Situation,
+    growing,
+    growing_for,
+    one,
+    points,
+    steady,
+)
 from vipscope import metrics as m
 
 HERE = SCRAPED
@@ -769,48 +780,111 @@ def burn(severity: str, share: str, days: str) -> Expected:
     )  # fmt: skip
 
 
-def istio(slow: float, per_minute: float = 60) -> dict[str, str]:
-    """So many requests a minute, of which a share takes between 50 and 100 ms."""
+def istio(*spells: tuple[int, float, float]) -> dict[str, str]:
+    """Spells of (minutes, requests a minute, share of them that takes between 50 and 100 ms)."""
+
+    def counter(of: Callable[[float], float]) -> str:
+        count, texts = 0.0, ["0"]
+        for minutes, per_minute, slow in spells:
+            step = per_minute * of(slow)
+            texts.append(growing_for(minutes, step, count + step))
+            count += minutes * step
+        return " ".join(texts)
+
     labels = {
         "reporter": "source", "source_workload_namespace": "shop", "source_workload": "web",
         "destination_service_namespace": "shop", "destination_service_name": "cart",
     }  # fmt: skip
     name = "istio_request_duration_milliseconds_bucket"
     return {
-        one(name, **labels, le="50"): growing(per_minute * (1 - slow)),
-        one(name, **labels, le="100"): growing(per_minute),
-        one(name, **labels, le="+Inf"): growing(per_minute),
+        one(name, **labels, le="50"): counter(lambda slow: 1 - slow),
+        one(name, **labels, le="100"): counter(lambda _: 1),
+        one(name, **labels, le="+Inf"): counter(lambda _: 1),
     }
+
+
+def constant(slow: float, per_minute: float = 60) -> dict[str, str]:
+    """The same share all the time."""
+    return istio((60, per_minute, slow))
+
+
+BUSY = (60, 10_000, 0.0)
+"""An hour with so many requests that what comes after it burns no budget of three days, or of any
+other window that reaches back to it. So of all burn rates only one is left to fire."""
+
+
+def after(*spells: tuple[int, float]) -> dict[str, str]:
+    """BUSY, and then a request a second, of which a share is slow: (minutes, share)."""
+    return istio(BUSY, *((minutes, 60, slow) for minutes, slow in spells))
+
+
+def burns(
+    title: str, spells: Sequence[tuple[int, float]], fires: Sequence[Expected] = ()
+) -> Situation:
+    """What fires at the end of the spells that come after BUSY."""
+    minutes = BUSY[0] + sum(minutes for minutes, _ in spells)
+    return Situation(title, "VipscopeLatencyBudgetBurn", after(*spells), fires, minutes, every=5)
 
 
 OBJECTIVE = [
     Situation(
         "15 % are slow for an hour",
         "VipscopeLatencyBudgetBurn",
-        istio(0.15),
+        constant(0.15),
         [burn("critical", "15%", "5"), burn("warning", "15%", "30")],
         minutes=60,
     ),
     Situation(
         "7 % are slow for hours",
         "VipscopeLatencyBudgetBurn",
-        istio(0.07),
+        constant(0.07),
         [burn("critical", "7%", "5"), burn("warning", "7%", "30")],
         minutes=60,
     ),
     Situation(
         "5.9 % are slow",
         "VipscopeLatencyBudgetBurn",
-        istio(0.059),
+        constant(0.059),
         [burn("warning", "5.9%", "30")],
         minutes=60,
     ),
-    Situation("0.9 % are slow", "VipscopeLatencyBudgetBurn", istio(0.009), minutes=60),
+    Situation("0.9 % are slow", "VipscopeLatencyBudgetBurn", constant(0.009), minutes=60),
     Situation(
         "half of very few are slow",
         "VipscopeLatencyBudgetBurn",
-        istio(0.5, per_minute=2.9),
+        constant(0.5, per_minute=2.9),
         minutes=60,
+    ),
+    # Page, an hour: 14.4.
+    burns("15 % are slow for an hour only", [(70, 0.15)], [burn("critical", "15%", "5")]),
+    burns("14 % are slow for an hour only", [(70, 0.14)]),
+    burns("20 % are slow for 40 minutes", [(40, 0.20)]),
+    burns("25 % were slow for an hour, until ten minutes ago", [(60, 0.25), (10, 0)]),
+    # Page, six hours: 6.
+    burns("7 % are slow for six hours only", [(370, 0.07)], [burn("critical", "7%", "5")]),
+    burns("5.9 % are slow for six hours only", [(370, 0.059)]),
+    burns("7 % are slow for five hours", [(60, 0), (300, 0.07)]),
+    burns("20 % were slow for two hours, until 40 minutes ago", [(200, 0), (120, 0.2), (40, 0)]),
+    # Ticket, a day: 3.
+    burns("3.2 % are slow for a day only", [(1470, 0.032)], [burn("warning", "3.2%", "30")]),
+    burns("2.9 % are slow for a day only", [(1470, 0.029)]),
+    burns("4 % are slow for half a day", [(720, 0), (720, 0.04)]),
+    burns("6 % were slow for a day, until three hours ago", [(1260, 0.06), (180, 0)]),
+    # Ticket, three days: 1. It takes no day for as much to be slow as three days may see.
+    Situation(
+        "2 % are slow for hours, and were not before",
+        "VipscopeLatencyBudgetBurn",
+        istio((400, 60, 0), (480, 60, 0.02)),
+        [burn("warning", "1.091%", "30")],
+        minutes=880,
+        every=5,
+    ),
+    Situation(
+        "2 % were slow for hours, until seven hours ago",
+        "VipscopeLatencyBudgetBurn",
+        istio((600, 60, 0.02), (420, 60, 0)),
+        minutes=1020,
+        every=5,
     ),
     Situation(
         "a histogram has no bound at the threshold",
@@ -830,7 +904,7 @@ OBJECTIVE = [
         minutes=20,
     ),
     Situation(
-        "a histogram has one", "VipscopeThresholdIsNoBucket", istio(0), minutes=20
+        "a histogram has one", "VipscopeThresholdIsNoBucket", constant(0), minutes=20
     ),
 ]  # fmt: skip
 

@@ -29,8 +29,10 @@ with_promtool = pytest.mark.skipif(bool(promtool.missing()), reason=promtool.mis
 @with_promtool
 @pytest.mark.parametrize("name", NAMES)
 def test_it_fires_when_it_must_and_not_when_it_must_not(name: str, tmp_path: Path) -> None:
-    of_it = [promtool.alert_test(each) for each in SITUATIONS if each.alert == name]
-    assert promtool.run(tmp_path, *of_it) == ""
+    of_it = [each for each in SITUATIONS if each.alert == name]
+    for every in {each.every for each in of_it}:
+        tests = [promtool.alert_test(each) for each in of_it if each.every == every]
+        assert promtool.run(tmp_path, *tests, only=promtool.leading_to(name), every=every) == ""
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: f"{alert.name}-{alert.severity}")
