@@ -46,6 +46,8 @@ class Situation:
     series: Input
     fires: Sequence[Expected] = ()
     minutes: int = 10
+    before: Sequence[Expected] | None = ()
+    """What fires of them at the evaluation before the last; None: that is not told."""
     every: int = 1
     """Minutes between evaluations: long ones need not have one each minute."""
 
@@ -79,31 +81,20 @@ def points(values: Iterable[float | None]) -> str:
 
 
 def alert_test(situation: Situation) -> dict[str, Any]:
-    """The test that just `situation.fires` fire."""
-    expected = [
-        {
-            "exp_labels": {
-                "severity": each.severity,
-                "cause": each.cause,
-                **each.labels,
-            },
-            "exp_annotations": {
-                "summary": each.summary,
-                "description": each.description,
-                **_links(situation.alert, each.labels),
-            },
-        }
-        for each in situation.fires
-    ]
+    """The test that just `situation.fires` fire, and not before they must."""
+    times = {situation.minutes: situation.fires}
+    if situation.fires and situation.before is not None:
+        times[situation.minutes - situation.every] = situation.before
     return _test(
         situation.title,
         situation.series,
         alert_rule_test=[
             {
-                "eval_time": f"{situation.minutes}m",
+                "eval_time": f"{minutes}m",
                 "alertname": situation.alert,
-                "exp_alerts": expected,
+                "exp_alerts": [_fired(situation.alert, each) for each in fires],
             }
+            for minutes, fires in times.items()
         ],
     )
 
@@ -200,6 +191,21 @@ def _test(title: str, series: Input, **tests: object) -> dict[str, Any]:
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         **tests,
+    }
+
+
+def _fired(alert: str, expected: Expected) -> dict[str, Any]:
+    return {
+        "exp_labels": {
+            "severity": expected.severity,
+            "cause": expected.cause,
+            **expected.labels,
+        },
+        "exp_annotations": {
+            "summary": expected.summary,
+            "description": expected.description,
+            **_links(alert, expected.labels),
+        },
     }
 
 

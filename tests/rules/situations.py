@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from alerts.latency import P99, REQUESTS
 from tests.rules.promtool import (
@@ -20,7 +21,13 @@ from vipscope import metrics as m
 HERE = SCRAPED
 CLUSTER = {"cluster": "c1"}
 UP = 'up{job="vipscope",cluster="c1",node="n1"}'
+OTHER_UP = 'up{job="other",cluster="c1",node="%s"}'
 CLUSTER_UP = 'up{job="vipscope",cluster="c1",instance="%s"}'
+
+
+def since(minute: int, per_minute: float) -> str:
+    """A counter that grows from that minute on."""
+    return f"0x{minute - 1} {growing(per_minute, per_minute)}"
 
 
 # --- the exporter ---------------------------------------------------------------------------------
@@ -43,9 +50,9 @@ EXPORTER = [
         "the exporter came back in time", "VipscopeExporterDown", {UP: "1 1 0 0 1+0x10"}, minutes=5
     ),
     Situation(
-        "role cluster, which has no node, cannot be scraped",
+        "role cluster, which has no node, cannot be scraped, and another job of the node",
         "VipscopeExporterDown",
-        {UP: steady(1), CLUSTER_UP % "a": steady(0)},
+        {UP: steady(1), CLUSTER_UP % "a": steady(0), OTHER_UP % "n1": steady(0)},
         minutes=4,
     ),
     Situation(
@@ -65,7 +72,10 @@ EXPORTER = [
     Situation(
         "one of them can, and the exporter of a node cannot",
         "VipscopeClusterExporterDown",
-        {UP: steady(0), CLUSTER_UP % "a": steady(1), CLUSTER_UP % "b": steady(0)},
+        {
+            UP: steady(0), CLUSTER_UP % "a": steady(1), CLUSTER_UP % "b": steady(0),
+            OTHER_UP % "": steady(0),
+        },
         minutes=4,
     ),
     Situation(
@@ -79,20 +89,25 @@ EXPORTER = [
                 "There is no target of job vipscope: no alert of vipscope can fire.",
             )
         ],
+        minutes=5,
     ),
     Situation("an exporter is down but scraped", "VipscopeExporterAbsent", {UP: steady(0)}),
     Situation(
         "a collector has failed for ten minutes",
         "VipscopeCollectorFailing",
-        {one(m.COLLECTOR_STATE, collector="ipvs", state="denied"): steady(1)},
+        {
+            one(m.COLLECTOR_STATE, collector="ipvs", state=state): steady(1)
+            for state in ("denied", "failed", "timeout")
+        },
         [
             Expected(
-                "warning", "collector", {**HERE, "collector": "ipvs", "state": "denied"},
-                "Collector ipvs on n1: denied.",
-                "The reads of collector ipvs on n1 end as denied. Its series are withheld.",
+                "warning", "collector", {**HERE, "collector": "ipvs", "state": state},
+                f"Collector ipvs on n1: {state}.",
+                f"The reads of collector ipvs on n1 end as {state}. Its series are withheld.",
             )
+            for state in ("denied", "failed", "timeout")
         ],
-        minutes=11,
+        minutes=10,
     ),
     Situation(
         "role cluster's collector has failed for ten minutes, and it has no node",
@@ -106,7 +121,7 @@ EXPORTER = [
                 " withheld.",
             )
         ],
-        minutes=11,
+        minutes=10,
     ),
     Situation(
         "a collector has nothing to read, and another failed once",
@@ -128,6 +143,7 @@ EXPORTER = [
                 "What is exported of backend nft on n1 is 6m 0s old.",
             )
         ],
+        minutes=5,
     ),
     Situation(
         "the ruleset is always five minutes old",
@@ -153,12 +169,29 @@ def grown(rules_per_minute: float, seconds_per_minute: float) -> dict[str, str]:
     }
 
 
+def wavering(seconds_per_minute: float, by: float) -> dict[str, str]:
+    """The same, but p99 is above its line in one minute and below in the next."""
+    wave = (0.01 + seconds_per_minute * i + by * (-1) ** i for i in range(100))
+    return grown(10, 0) | {NODE_P99: points(wave)}
+
+
 TOO_SLOW = Expected(
     "warning", "rule_traversal", {**HERE, "latency_source": "probe"},
     "Connections from n1 are slow for the number of rules.",
     "On n1 p99 and the number of rules go together, and walking the rules costs a first packet"
     " 12.5% of the p99 of probe.",
 )  # fmt: skip
+SLOWER = replace(TOO_SLOW, description=TOO_SLOW.description.replace("12.5%", "11.56%"))
+
+
+def breaks(within: str) -> Expected:
+    return Expected(
+        "warning", "rules", {**HERE, "latency_source": "probe"},
+        "Rule growth on n1 will break the latency objective.",
+        "At the present growth of the rules on n1, and with the latency that goes with them"
+        f" (probe), p99 reaches 50 ms in {within}.",
+    )  # fmt: skip
+
 
 GROWTH = [
     Situation(
@@ -166,15 +199,9 @@ GROWTH = [
         "at this growth the objective breaks within three days",
         "VipscopeRuleGrowthWillBreakSLO",
         grown(10, 0.00001),
-        [
-            Expected(
-                "warning", "rules", {**HERE, "latency_source": "probe"},
-                "Rule growth on n1 will break the latency objective.",
-                "At the present growth of the rules on n1, and with the latency that goes with them"
-                " (probe), p99 reaches 50 ms in 2d 17h 20m 3s.",
-            )
-        ],
+        [breaks("2d 17h 20m 3s")],
         minutes=80,
+        before=None,
     ),
     Situation(
         "at this growth it breaks in three days and a half",
@@ -202,6 +229,28 @@ GROWTH = [
         minutes=80,
     ),
     Situation(
+        # After 80 minutes Pearson's r is 0.23 ms / sqrt(0.23^2 + 0.26^2) ms = 0.66.
+        "rules grow, and latency goes with them, but not strongly",
+        "VipscopeRuleGrowthWillBreakSLO",
+        wavering(0.00001, 0.00026),
+        minutes=80,
+    ),
+    Situation(
+        # r is 0.87 by then, and half an hour ago it was 0.74.
+        "latency goes with them strongly",
+        "VipscopeRuleGrowthWillBreakSLO",
+        wavering(0.00001, 0.00013),
+        [breaks("2d 17h 6m 59s")],
+        minutes=80,
+        before=None,
+    ),
+    Situation(
+        "it does, but it has done so for less than half an hour",
+        "VipscopeRuleGrowthWillBreakSLO",
+        wavering(0.00001, 0.00013),
+        minutes=70,
+    ),
+    Situation(
         "a node in mode iptables has 50,001 rules",
         "VipscopeTooManyRules",
         {RULES: steady(50_001), IPTABLES: steady(1)},
@@ -213,7 +262,7 @@ GROWTH = [
                 " writes many of them, and each new connection walks half of the Services.",
             )
         ],
-        minutes=12,
+        minutes=10,
     ),
     Situation(
         "it has 50,000", "VipscopeTooManyRules", {RULES: steady(50_000), IPTABLES: steady(1)},
@@ -238,6 +287,29 @@ GROWTH = [
         grown(10, 0.0001) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.002)},
         [TOO_SLOW],
         minutes=60,
+        before=None,
+    ),
+    Situation(
+        # After 60 minutes Pearson's r is 1.73 ms / sqrt(1.73^2 + 2^2) ms = 0.65.
+        "they go together, but not strongly",
+        "VipscopeRulesSlowConnections",
+        wavering(0.0001, 0.002) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.002)},
+        minutes=60,
+    ),
+    Situation(
+        # r is 0.80 by then, and ten minutes ago it was 0.74.
+        "they go together strongly",
+        "VipscopeRulesSlowConnections",
+        wavering(0.0001, 0.0013) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.002)},
+        [SLOWER],
+        minutes=60,
+        before=None,
+    ),
+    Situation(
+        "they do, but have done so for less than ten minutes",
+        "VipscopeRulesSlowConnections",
+        wavering(0.0001, 0.0013) | {one(m.FIRST_PACKET_COST, kind="modelled"): steady(0.002)},
+        minutes=51,
     ),
     Situation(
         "they go together, but the rules cost next to nothing",
@@ -254,7 +326,7 @@ GROWTH = [
     Situation(
         "a node holds the rules of two modes",
         "VipscopeModeLeftovers",
-        {IPTABLES: steady(1), one(m.PROXY_MODE, mode="nftables"): steady(1)},
+        {one(m.PROXY_MODE, mode="ipvs"): steady(1), one(m.PROXY_MODE, mode="nftables"): steady(1)},
         [
             Expected(
                 "warning", "leftovers", HERE,
@@ -263,7 +335,7 @@ GROWTH = [
                 " updates may take packets again as soon as something makes its chain anew.",
             )
         ],
-        minutes=16,
+        minutes=15,
     ),
     Situation(
         "a node is on its way from one mode to another",
@@ -280,7 +352,7 @@ def drift(severity: str, kind: str, what: str, age: str) -> Expected:
     return Expected(
         severity, "drift", {**HERE, "kind": kind},
         f"The kernel of n1 differs from the API: {kind} {what}.",
-        f"2 {what} on n1 are {kind} in the kernel, and have been for more than {age}.",
+        f"1 {what} on n1 are {kind} in the kernel, and have been for more than {age}.",
     )  # fmt: skip
 
 
@@ -293,57 +365,80 @@ DRIFT = [
     Situation(
         "Service ports have been missing for a minute and more",
         "VipscopeServiceDrift",
-        {MISSING: "2x9", OLDEST: growing(60)},
+        {MISSING: steady(1), OLDEST: growing(60)},
         [drift("warning", "missing", "Service ports", "1m")],
         minutes=3,
     ),
     Situation(
         "Service ports are missing for under a minute each",
         "VipscopeServiceDrift",
-        {MISSING: steady(2), OLDEST: steady(60)},
+        {MISSING: steady(1), OLDEST: steady(60)},
     ),
     Situation(
         "Service ports have been missing for more than ten minutes",
         "VipscopeServiceDrift",
-        {MISSING: steady(2), OLDEST: growing(60)},
+        {MISSING: steady(1), OLDEST: growing(60)},
         [drift(each, "missing", "Service ports", age) for each, age in
          (("critical", "10m"), ("warning", "1m"))],
         minutes=12,
+        before=[drift("warning", "missing", "Service ports", "1m")],
+    ),
+    Situation(
+        "Service ports are missing for ten minutes at most",
+        "VipscopeServiceDrift",
+        {MISSING: steady(1), OLDEST: steady(600)},
+        [drift("warning", "missing", "Service ports", "1m")],
+        before=None,
     ),
     Situation(
         "orphaned Service ports harm nobody at once",
         "VipscopeServiceDrift",
-        {MISSING: steady(0), ORPHANED: steady(2), OLDEST: growing(60)},
+        {MISSING: steady(0), ORPHANED: steady(1), OLDEST: growing(60)},
         [drift("warning", "orphaned", "Service ports", "1m")],
         minutes=12,
+        before=None,
     ),
     Situation(
         "stale endpoints are programmed for more than a minute",
         "VipscopeEndpointDrift",
-        {STALE: steady(2), OLDEST: growing(60)},
+        {STALE: steady(1), OLDEST: growing(60)},
         [drift("warning", "stale", "endpoints", "1m")],
         minutes=3,
     ),
     Situation(
         "endpoints are stale, but others were first",
         "VipscopeEndpointDrift",
-        {STALE: "0 0 0 0 2x9", OLDEST: growing(60)},
+        {STALE: "0 0 0 0 1x9", OLDEST: growing(60)},
         minutes=4,
     ),
     Situation(
         "stale endpoints are programmed for more than ten minutes",
         "VipscopeEndpointDrift",
-        {STALE: steady(2), OLDEST: growing(60)},
+        {STALE: steady(1), OLDEST: growing(60)},
         [drift(each, "stale", "endpoints", age) for each, age in
          (("critical", "10m"), ("warning", "1m"))],
         minutes=12,
+        before=[drift("warning", "stale", "endpoints", "1m")],
+    ),
+    Situation(
+        "endpoints are stale for under a minute each",
+        "VipscopeEndpointDrift",
+        {STALE: steady(1), OLDEST: steady(60)},
+    ),
+    Situation(
+        "they are stale for ten minutes at most",
+        "VipscopeEndpointDrift",
+        {STALE: steady(1), OLDEST: steady(600)},
+        [drift("warning", "stale", "endpoints", "1m")],
+        before=None,
     ),
     Situation(
         "missing endpoints only take capacity away",
         "VipscopeEndpointDrift",
-        {STALE: steady(0), one(m.DRIFT_ENDPOINTS, kind="missing"): steady(2), OLDEST: growing(60)},
+        {STALE: steady(0), one(m.DRIFT_ENDPOINTS, kind="missing"): steady(1), OLDEST: growing(60)},
         [drift("warning", "missing", "endpoints", "1m")],
         minutes=12,
+        before=None,
     ),
 ]  # fmt: skip
 
@@ -361,7 +456,7 @@ DRIFT += [
                 "What leads packets to the Services' rules is missing on n1: prerouting.",
             )
         ],
-        minutes=2,
+        minutes=1,
     ),
     Situation(
         "a firewall is reloaded", "VipscopeServicesCutOff", {FAULT: "0 0 1 0x9"}, minutes=3
@@ -423,6 +518,7 @@ KUBE_PROXY = [
         "VipscopeSyncPending",
         {PENDING: steady(31)},
         [pending("warning", "is behind", "31s")],
+        minutes=1,
     ),
     Situation("a sync takes half a minute", "VipscopeSyncPending", {PENDING: steady(30)}),
     Situation(
@@ -430,12 +526,14 @@ KUBE_PROXY = [
         "VipscopeSyncPending",
         {PENDING: steady(301)},
         [pending("critical", "hangs", "5m 1s"), pending("warning", "is behind", "5m 1s")],
+        minutes=1,
     ),
     Situation(
         "a sync takes five minutes",
         "VipscopeSyncPending",
         {PENDING: steady(300)},
         [pending("warning", "is behind", "5m 0s")],
+        before=None,
     ),
     Situation(
         "three writes failed within a quarter of an hour",
@@ -448,7 +546,7 @@ KUBE_PROXY = [
                 "kube-proxy on n1 failed to write its rules 3 times within 15m.",
             )
         ],
-        minutes=30,
+        minutes=15,
     ),
     Situation(
         "two writes failed", "VipscopeRestoreFailing", {FAILURES: growing(2 / 15)}, minutes=30
@@ -456,7 +554,10 @@ KUBE_PROXY = [
     Situation(
         "kube-proxy and Calico write all the time",
         "VipscopeSeveralWriters",
-        {writes("iptables-restor"): growing(40), writes("iptables-nft-re"): growing(40)},
+        {
+            writes("iptables-restor"): since(11, 20), writes("ip6tables-resto"): since(11, 20),
+            writes("calico-node"): since(11, 40),
+        },
         [
             Expected(
                 "warning", "writers", HERE,
@@ -465,7 +566,7 @@ KUBE_PROXY = [
                 " and undo or delay each other's.",
             )
         ],
-        minutes=16,
+        minutes=24,
     ),
     Situation(
         "kube-proxy writes IPv4 and IPv6",
@@ -480,23 +581,34 @@ KUBE_PROXY = [
         minutes=16,
     ),
     Situation(
-        "the lock is held for three quarters of the time",
+        # Of the six reads in 5 minutes four are more than half: so it is from minute 14 on.
+        "the lock has been held for most of the time for two minutes",
         "VipscopeXtablesLockContention",
-        {LOCK: points([1, 1, 1, 0] * 5)},
-        [contention("warning", "66.67%")],
-        minutes=12,
+        {LOCK: "0x10 1x19"},
+        [contention("warning", "100%")],
+        minutes=16,
+    ),
+    Situation(
+        # All six are more than 95 %: so it is from minute 16 on.
+        "nobody has got the lock for two minutes",
+        "VipscopeXtablesLockContention",
+        {LOCK: "0x10 1x19"},
+        [contention("critical", "100%"), contention("warning", "100%")],
+        minutes=18,
+        before=[contention("warning", "100%")],
+    ),
+    Situation(
+        "the lock is held for 95 % of the time",
+        "VipscopeXtablesLockContention",
+        {LOCK: steady(0.95)},
+        [contention("warning", "95%")],
+        before=None,
     ),
     Situation(
         "the lock is held for half of the time",
         "VipscopeXtablesLockContention",
         {LOCK: points([1, 0] * 10)},
         minutes=12,
-    ),
-    Situation(
-        "nobody gets the lock",
-        "VipscopeXtablesLockContention",
-        {LOCK: steady(1)},
-        [contention("critical", "100%"), contention("warning", "100%")],
     ),
 ]  # fmt: skip
 
@@ -512,8 +624,8 @@ def full(severity: str, share: str) -> Expected:
     )  # fmt: skip
 
 
-def tracked(entries: int) -> dict[str, str]:
-    return {one(m.CONNTRACK_ENTRIES): steady(entries), one(m.CONNTRACK_LIMIT): steady(1000)}
+def tracked(entries: int, limit: int = 1000) -> dict[str, str]:
+    return {one(m.CONNTRACK_ENTRIES): steady(entries), one(m.CONNTRACK_LIMIT): steady(limit)}
 
 
 def sysctl(name: str, value: int) -> Expected:
@@ -527,7 +639,12 @@ def sysctl(name: str, value: int) -> Expected:
 
 def ipvs(servers: int, kernel: str, **sysctls: int) -> dict[str, str]:
     return {
-        one(m.IPVS_VIRTUAL_SERVERS, family="ipv4", protocol="tcp", scheduler="rr"): steady(servers),
+        **{
+            one(m.IPVS_VIRTUAL_SERVERS, family="ipv4", protocol=protocol, scheduler="rr"): steady(
+                of
+            )
+            for protocol, of in (("tcp", servers - servers // 2), ("udp", servers // 2))
+        },
         one(m.NODE_INFO, nodename="n1", kernel=kernel): steady(1),
         **{one(m.IPVS_SYSCTL, name=name): steady(value) for name, value in sysctls.items()},
     }
@@ -543,21 +660,25 @@ CONNTRACK = [
         "VipscopeConntrackFull",
         tracked(801),
         [full("warning", "80.1%")],
+        minutes=1,
     ),
     Situation("it is filled to four fifths", "VipscopeConntrackFull", tracked(800)),
+    Situation("it has no limit", "VipscopeConntrackFull", tracked(800, limit=0)),
     Situation(
         "it is all but full",
         "VipscopeConntrackFull",
         tracked(951),
         [full("critical", "95.1%"), full("warning", "95.1%")],
+        minutes=1,
     ),
     Situation(
-        "it is filled to 95 %", "VipscopeConntrackFull", tracked(950), [full("warning", "95%")]
+        "it is filled to 95 %", "VipscopeConntrackFull", tracked(950), [full("warning", "95%")],
+        before=None,
     ),
     Situation(
         "more than one connection a second cannot be tracked",
         "VipscopeConntrackInsertFailed",
-        {INSERT_FAILED: growing(75)},
+        {INSERT_FAILED: since(11, 75)},
         [
             Expected(
                 "warning", "conntrack", HERE,
@@ -566,6 +687,7 @@ CONNTRACK = [
                 " same addresses and ports; the first packets of some of them may be lost.",
             )
         ],
+        minutes=20,
     ),
     Situation(
         "one a second cannot", "VipscopeConntrackInsertFailed", {INSERT_FAILED: growing(60)}
@@ -574,17 +696,18 @@ CONNTRACK = [
         "packets and older connections are dropped",
         "VipscopeConntrackDrops",
         {
-            one(m.CONNTRACK["drop"]): growing(4.5),
-            one(m.CONNTRACK["early_drop"]): growing(3),
+            one(m.CONNTRACK["drop"]): since(11, 18),
+            one(m.CONNTRACK["early_drop"]): since(11, 12),
         },
         [
             Expected(
                 "critical", "conntrack", HERE,
                 "n1 drops packets that it cannot track.",
-                "Connection tracking on n1 drops 125m packets or older connections per second:"
+                "Connection tracking on n1 drops 300m packets or older connections per second:"
                 " clients try again after a second or more.",
             )
         ],
+        minutes=13,
     ),
     Situation(
         "few are dropped",
@@ -597,15 +720,16 @@ IPVS = [
     Situation(
         "a virtual server has no real server",
         "VipscopeEmptyVirtualServer",
-        {EMPTY: steady(1)},
+        {EMPTY: steady(1), EMPTY.replace("tcp", "udp"): steady(1)},
         [
             Expected(
                 "info", "empty_virtual_server", HERE,
                 "IPVS on n1 has virtual servers without a real server.",
-                "1 virtual servers on n1 have no real server, so their Services refuse connections."
+                "2 virtual servers on n1 have no real server, so their Services refuse connections."
                 " For Services without endpoints that is as it must be.",
             )
         ],
+        minutes=5,
     ),
     Situation(
         "a virtual server had none for a few minutes",
@@ -613,18 +737,18 @@ IPVS = [
         {EMPTY: "0x5 1x9"},
     ),
     Situation(
-        "a node is in mode ipvs",
+        "two nodes are in mode ipvs",
         "VipscopeDeprecatedMode",
-        {one(m.PROXY_MODE, mode="ipvs"): steady(1)},
+        {one(m.PROXY_MODE, node=node, mode="ipvs"): steady(1) for node in ("n1", "n2")},
         [
             Expected(
                 "info", "deprecated_mode", CLUSTER,
                 "kube-proxy's mode ipvs is deprecated.",
-                "1 nodes hold mode ipvs, deprecated since Kubernetes 1.35. Mode nftables takes its"
+                "2 nodes hold mode ipvs, deprecated since Kubernetes 1.35. Mode nftables takes its"
                 " place.",
             )
         ],
-        minutes=16,
+        minutes=15,
     ),
     Situation(
         "no node is in mode ipvs",
@@ -641,12 +765,24 @@ IPVS = [
             sysctl("expire_nodest_conn", 0),
             sysctl("run_estimation", 1),
         ],
+        minutes=15,
+    ),
+    Situation(
+        "the kernel is just new enough and the servers are one too few",
+        "VipscopeHarmfulSysctl",
+        ipvs(9_999, "5.9.0", **GOOD | {"conn_reuse_mode": 1}),
         minutes=16,
     ),
     Situation(
-        "the kernel is new enough and the servers are few",
+        "a kernel's second number has two digits",
         "VipscopeHarmfulSysctl",
-        ipvs(9_999, "5.10.0", **GOOD | {"conn_reuse_mode": 1}),
+        ipvs(1, "5.10.0", **GOOD | {"conn_reuse_mode": 1}),
+        minutes=16,
+    ),
+    Situation(
+        "every setting is as it has to be",
+        "VipscopeHarmfulSysctl",
+        ipvs(10_000, "5.8.1", **GOOD | {"run_estimation": 0}),
         minutes=16,
     ),
     Situation(
@@ -662,23 +798,31 @@ IPVS = [
 UNROUTABLE = one(
     m.SERVICE_UNROUTABLE, namespace="shop", service="cart", port="http", reason="pods_not_ready"
 )
+EVERYWHERE = (
+    "selector_matches_no_pods", "pods_not_ready", "port_name_mismatch", "no_endpoint_slices",
+    "load_balancer_pending", "external_name_unresolvable",
+)  # fmt: skip
+"""Reasons that are wrong wherever one looks from."""
 CHANGES = one(m.ENDPOINT_CHANGES, change="ready")
 LAST_EVENT = one(m.WATCH_LAST_EVENT, resource="endpointslices")
 
+
+def nobody(severity: str, reason: str) -> Expected:
+    return Expected(
+        severity, "unroutable",
+        {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http", "reason": reason},
+        "Service shop/cart routes to nobody.",
+        f"Port http of Service shop/cart routes to nobody: {reason}.",
+    )  # fmt: skip
+
+
 THE_CLUSTER = [
     Situation(
-        "a Service routes to nobody",
+        "Services route to nobody, for each of the reasons",
         "VipscopeServiceUnroutable",
-        {UNROUTABLE: steady(1)},
-        [
-            Expected(
-                "warning", "unroutable",
-                {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http",
-                 "reason": "pods_not_ready"},
-                "Service shop/cart routes to nobody.",
-                "Port http of Service shop/cart routes to nobody: pods_not_ready.",
-            )
-        ],
+        {UNROUTABLE.replace("pods_not_ready", reason): steady(1) for reason in EVERYWHERE},
+        [nobody("warning", reason) for reason in EVERYWHERE],
+        minutes=5,
     ),
     Situation(
         "a Service routed to nobody for four minutes",
@@ -689,31 +833,17 @@ THE_CLUSTER = [
         "a replica of the exporter takes over, on another node",
         "VipscopeServiceUnroutable",
         {UNROUTABLE: "1x5 stale", UNROUTABLE.replace("n1", "n2"): "_x4 1x9"},
-        [
-            Expected(
-                "warning", "unroutable",
-                {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http",
-                 "reason": "pods_not_ready"},
-                "Service shop/cart routes to nobody.",
-                "Port http of Service shop/cart routes to nobody: pods_not_ready.",
-            )
-        ],
+        [nobody("warning", "pods_not_ready")],
         minutes=8,
+        before=None,
     ),
     Situation(
         "policy Local leaves a Service without endpoints on two nodes",
         "VipscopeServiceUnroutable",
         {one(m.SERVICE_UNROUTABLE, namespace="shop", service="cart", port="http",
              reason="no_local_endpoints", node=node): steady(1) for node in ("n1", "n2")},
-        [
-            Expected(
-                "info", "unroutable",
-                {**CLUSTER, "namespace": "shop", "service": "cart", "port": "http",
-                 "reason": "no_local_endpoints"},
-                "Service shop/cart routes to nobody.",
-                "Port http of Service shop/cart routes to nobody: no_local_endpoints.",
-            )
-        ],
+        [nobody("info", "no_local_endpoints")],
+        minutes=5,
     ),
     Situation(
         "a node has not programmed a Service, which is drift",
@@ -724,7 +854,10 @@ THE_CLUSTER = [
     Situation(
         "more than fifty endpoints change a second",
         "VipscopeEndpointChurn",
-        {CHANGES: growing(60 * 50), one(m.ENDPOINT_CHANGES, change="unready"): growing(60)},
+        {
+            CHANGES: since(11, 60 * 50),
+            one(m.ENDPOINT_CHANGES, change="unready"): since(11, 60),
+        },
         [
             Expected(
                 "warning", "churn", CLUSTER,
@@ -733,6 +866,7 @@ THE_CLUSTER = [
                 " each of them.",
             )
         ],
+        minutes=20,
     ),
     Situation("fifty change a second", "VipscopeEndpointChurn", {CHANGES: growing(60 * 50)}),
     Situation(
@@ -823,16 +957,24 @@ def burns(
 ) -> Situation:
     """What fires at the end of the spells that come after BUSY."""
     minutes = BUSY[0] + sum(minutes for minutes, _ in spells)
-    return Situation(title, "VipscopeLatencyBudgetBurn", after(*spells), fires, minutes, every=5)
+    return Situation(title, "VipscopeLatencyBudgetBurn", after(*spells), fires, minutes, None, 5)
 
 
 OBJECTIVE = [
     Situation(
-        "15 % are slow for an hour",
+        "15 % have been slow for two minutes, and there was nothing before",
+        "VipscopeLatencyBudgetBurn",
+        constant(0.15),
+        [burn("critical", "15%", "5")],
+        minutes=3,
+    ),
+    Situation(
+        "15 % have been slow for a quarter of an hour",
         "VipscopeLatencyBudgetBurn",
         constant(0.15),
         [burn("critical", "15%", "5"), burn("warning", "15%", "30")],
-        minutes=60,
+        minutes=16,
+        before=[burn("critical", "15%", "5")],
     ),
     Situation(
         "7 % are slow for hours",
@@ -840,13 +982,14 @@ OBJECTIVE = [
         constant(0.07),
         [burn("critical", "7%", "5"), burn("warning", "7%", "30")],
         minutes=60,
+        before=None,
     ),
     Situation(
         "5.9 % are slow",
         "VipscopeLatencyBudgetBurn",
         constant(0.059),
         [burn("warning", "5.9%", "30")],
-        minutes=60,
+        minutes=16,
     ),
     Situation("0.9 % are slow", "VipscopeLatencyBudgetBurn", constant(0.009), minutes=60),
     Situation(
@@ -877,6 +1020,7 @@ OBJECTIVE = [
         istio((400, 60, 0), (480, 60, 0.02)),
         [burn("warning", "1.091%", "30")],
         minutes=880,
+        before=None,
         every=5,
     ),
     Situation(
@@ -901,7 +1045,7 @@ OBJECTIVE = [
                 "1 edges of tempo have a histogram without a bucket bound at 0.05 s.",
             )
         ],
-        minutes=20,
+        minutes=16,
     ),
     Situation(
         "a histogram has one", "VipscopeThresholdIsNoBucket", constant(0), minutes=20
