@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import re
 import shlex
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from alerts import growth, render
+from alerts.rule import Alert
 from alerts.settings import Settings
 from tests.lab import monitoring, rulesets
 from tests.lab.monitoring import Monitoring, Name, rehearsed
@@ -40,6 +42,12 @@ SETTINGS = rehearsed(
     )
 )
 """The first 50 Services have some 560 rules, all 100 some 1,110."""
+ALERTS = [
+    rule
+    for group in itertools.chain(*render.groups(SETTINGS).values())
+    for rule in group.rules
+    if isinstance(rule, Alert)
+]
 EXPORTER = "127.0.0.1:9908"
 PATIENCE = 40.0
 SEES_LOCKS = str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
@@ -315,3 +323,62 @@ def test_what_explains_an_alert_holds_it_back(tmp_path: Path) -> None:
         if inhibited
     }
     assert held == expected
+
+
+EXPLAINED: dict[tuple[str, str], set[str]] = {
+    ("xtables_lock", "critical"): {"kube_proxy", "restore", "cut_off", "drift", "latency"},
+    ("xtables_lock", "warning"): {"kube_proxy", "restore", "cut_off", "drift", "latency"},
+    ("writers", "warning"): {"xtables_lock", "kube_proxy", "latency"},
+    ("kube_proxy", "critical"): {"cut_off", "drift", "latency"},
+    ("kube_proxy", "warning"): {"cut_off", "drift", "latency"},
+    ("restore", "critical"): {"kube_proxy", "cut_off", "drift", "latency"},
+    ("cut_off", "critical"): {"drift", "latency"},
+    ("drift", "critical"): {"latency"},
+    ("drift", "warning"): {"latency"},
+    ("leftovers", "warning"): {"latency"},
+    ("conntrack", "critical"): {"latency"},
+    ("conntrack", "warning"): {"latency"},
+    ("rule_traversal", "warning"): {"rules", "latency"},
+    ("sysctl", "warning"): {"latency"},
+    ("churn", "warning"): {"latency"},
+    ("watch", "warning"): {"unroutable"},
+    ("cluster_exporter", "warning"): {"unroutable", "churn", "watch"},
+    ("absent", "critical"): set(),
+    ("collector", "warning"): set(),
+    ("rules", "warning"): set(),
+    ("empty_virtual_server", "info"): set(),
+    ("deprecated_mode", "info"): set(),
+    ("unroutable", "warning"): set(),
+    ("unroutable", "info"): set(),
+    ("configuration", "info"): set(),
+    ("latency", "critical"): set(),
+    ("latency", "warning"): set(),
+}
+"""Cause and severity of an alert -> causes whose alerts it holds back; `exporter` does all."""
+
+
+def test_an_alert_holds_back_what_its_cause_explains_and_nothing_else(tmp_path: Path) -> None:
+    causes = {cause for cause, _ in EXPLAINED}
+    explained = {("exporter", "critical"): causes} | EXPLAINED
+    assert {(alert.cause, alert.severity) for alert in ALERTS} == explained.keys()
+    pairs = [
+        (source, severity, target)
+        for source, severity in explained
+        for target in causes | {"exporter"}
+        if target != source
+    ]
+    with Namespace() as namespace, Monitoring(namespace, tmp_path, SETTINGS, {}) as watched:
+        watched.post(
+            [
+                {"alertname": name, "cause": cause, "severity": pair[1], "cluster": "/".join(pair)}
+                | NODE
+                for pair in pairs
+                for name, cause in (("Source", pair[0]), ("Target", pair[2]))
+            ]
+        )
+        held = {
+            alert["labels"]["cluster"]
+            for alert in watched.alerts()
+            if alert["status"]["inhibitedBy"] and alert["labels"]["alertname"] == "Target"
+        }
+    assert held == {"/".join(pair) for pair in pairs if pair[2] in explained[pair[:2]]}
