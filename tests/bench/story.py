@@ -3,7 +3,8 @@
 A namespace grows from 100 to 20,000 Services in each of kube-proxy's modes. The exporter's own
 prober makes connections to the last of them, the one that the kernel finds last, and straight to
 its endpoint. Mode ipvs runs in User Mode Linux, whose system calls are slow, but not its kernel's
-own work: there the growth means something, and not what it begins with.
+own work: there the growth means something, and not what it begins with. So mode iptables runs
+there, too: what one mode costs beside another is told of one kernel.
 
 With `--write` the table goes into docs/latency.md, and the plot beside this file.
 """
@@ -44,6 +45,8 @@ PICTURE = ROOT / "tests" / "bench" / "story.svg"
 SIZES = (100, 1000, 5000, 10_000, 20_000)
 Path = Literal["vip", "direct"]
 PATHS: Mapping[Path, str] = {"vip": "through the last Service", "direct": "straight"}
+IPTABLES, IPTABLES_IN_UML = "iptables, legacy", "iptables, legacy, in User Mode Linux"
+IPVS = "ipvs, in User Mode Linux"
 PORT = 8080
 SECONDS = 2.2 * MOST_REMEMBERED * 0.01
 """Of one point: enough for all the handshakes that the prober remembers, a hundred a second."""
@@ -73,10 +76,11 @@ Story = Mapping[str, Sequence[Point]]
 def measure() -> Story:
     """Grow a namespace in each mode."""
     return {
-        "iptables, legacy": [iptables(size, "legacy") for size in SIZES],
+        IPTABLES: [iptables(size, "legacy") for size in SIZES],
         "iptables, nft": [iptables(size, "nft") for size in SIZES],
         "nftables": [_nftables(size) for size in SIZES],
-        "ipvs": uml.call(_ipvs, timeout=900, kube_ipvs0=True),
+        IPTABLES_IN_UML: uml.call(_iptables_in_uml, timeout=900, modules=uml.IPTABLES_MODULES),
+        IPVS: uml.call(_ipvs, timeout=900, kube_ipvs0=True),
     }
 
 
@@ -104,12 +108,18 @@ def services_of(size: int) -> list[Service]:
 
 @functools.cache  # `slope` asks for the same points
 def iptables(size: int, backend: Backend) -> Point:
-    text = rulesets.iptables(services_of(size))
-    *_, last = re.findall(r"^-A KUBE-SERVICES -d ([\d.]+)/32 .* -j KUBE-SVC-", text, re.MULTILINE)
+    text, last = _iptables_text(size)
     with Namespace() as namespace:
         furnish(namespace)
         namespace.restore(text, backend)
         return namespace.call(_point, size, last, Xtables if backend == "legacy" else Nftables)
+
+
+def _iptables_text(size: int) -> tuple[str, str]:
+    """What kube-proxy writes, and the cluster IP that its rules compare last."""
+    text = rulesets.iptables(services_of(size))
+    *_, last = re.findall(r"^-A KUBE-SERVICES -d ([\d.]+)/32 .* -j KUBE-SVC-", text, re.MULTILINE)
+    return text, last
 
 
 def _nftables(size: int) -> Point:
@@ -120,9 +130,28 @@ def _nftables(size: int) -> Point:
         return namespace.call(_point, size, services[-1].cluster_ip, Nftables)
 
 
-def _ipvs() -> list[Point]:
+def _iptables_in_uml() -> list[Point]:
     """All sizes, one after another in one kernel."""
+    _furnish_uml()
+    points = []
+    for size in SIZES:
+        text, last = _iptables_text(size)
+        # The rules of the table filter that count what they drop want accounting objects first.
+        text = re.sub("^.*--nfacct-name.*\n", "", text, flags=re.MULTILINE)
+        subprocess.run(["iptables-legacy-restore"], input=text, text=True, check=True)
+        points.append(_point(size, last, None))
+    return points
+
+
+def _furnish_uml() -> None:
+    """Give the kernel a pod, and a way by which a VIP goes."""
     subprocess.run(["ip", "address", "add", f"{POD['ipv4']}/32", "dev", "lo"], check=True)
+    subprocess.run(["ip", "route", "add", rulesets.SERVICE_RANGE, "dev", "lo"], check=True)
+
+
+def _ipvs() -> list[Point]:
+    """The same in mode ipvs."""
+    _furnish_uml()
     services, points, done = services_of(max(SIZES)), [], 0
     last = services[0].cluster_ip  # what was added first is at the end of its hash bucket
     for size in SIZES:

@@ -34,6 +34,12 @@ BASE_MODULES = ("nf_conntrack", "nf_conntrack_netlink", "nf_tables", "dummy")
 IPVS_MODULES = (*BASE_MODULES, "ip_vs", "ip_vs_rr", "ip_vs_wrr", "ip_vs_sh")
 """What a node with kube-proxy in mode ipvs has."""
 
+IPTABLES_MODULES = (
+    *BASE_MODULES, "iptable_filter", "iptable_mangle", "iptable_nat", "xt_addrtype", "xt_comment",
+    "xt_conntrack", "xt_mark", "xt_MASQUERADE", "xt_nat", "xt_statistic", "xt_tcpudp",
+)  # fmt: skip
+"""What a node with kube-proxy in mode iptables has, backend legacy."""
+
 _KERNEL = "linux.uml"
 _MODULES = Path("/usr/lib/uml/modules")
 
