@@ -1,11 +1,12 @@
 """An Alertmanager configuration to start from: routes by severity, and one page for one trouble.
 
 An alert inhibits those that its cause explains, but never one that is more severe than itself: what
-pages is only silenced by what pages. It does so on its own cluster and node. Beware: to
-Alertmanager a label that is missing on both sides is equal, so what concerns the whole cluster,
-without a node, explains only what has no node either; and where the scrape does not set `node`,
-every node explains every other. What explains anything must have a node: else it would hold back
-the latency of callers of which vipscope knows no node.
+pages is only silenced by what pages. A ticket that is due before its page, for its threshold is
+lower, is sent before it, and not again with it. An alert inhibits on its own cluster and node.
+Beware: to Alertmanager a label that is missing on both sides is equal, so what concerns the whole
+cluster, without a node, explains only what has no node either; and where the scrape does not set
+`node`, every node explains every other. What explains anything must have a node: else it would hold
+back the latency of callers of which vipscope knows no node.
 """
 
 from __future__ import annotations
