@@ -250,7 +250,7 @@ def story_rows() -> list[Row]:
 
 
 def slope_rows() -> list[Row]:
-    """The slope that the rules record, beside that of the raw measurements of the story."""
+    """The slope that the rules record of a scraped exporter, beside raw measurements in its run."""
     rows = []
     for backend, (recorded, fitted) in slope.measure().items():
         off = abs(recorded / fitted - 1)

@@ -1,30 +1,57 @@
 """Does the slope that the rules record agree with what was measured?
 
-The handshakes are those of the story, in mode iptables on this kernel. Their histogram is scraped,
-the better part of an hour a size, through the recording rules, and the slope of p99 over rules set
-beside a line through the raw p99s.
+A namespace in mode iptables grows as in the story. An exporter probes its last Service, and a real
+Prometheus with the project's rules, hastened, scrapes it. Meanwhile this bench makes handshakes of
+its own with that Service: the recorded slope of p99 over rules is set beside a line through the
+p99s of these.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import socket
 import statistics
+import struct
+import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alerts import growth
 from alerts.association import BY_NODE
+from alerts.settings import MINUTE, Settings
+from alerts.sources import RATE_WINDOW
 from tests.bench import story
-from tests.lab.namespace import Backend
-from tests.rules import promtool
-from tests.rules.promtool import Input, one
-from vipscope import metrics as m
-from vipscope.probe.prober import BOUNDS
+from tests.bench.nftables import PORT, exporter
+from tests.lab import rulesets
+from tests.lab.monitoring import Monitoring
+from tests.lab.namespace import Backend, Namespace
+from tests.lab.node import NAME, POD, furnish
 
 BACKENDS: Sequence[Backend] = ("nft", "legacy")
-MINUTES, BETWEEN = 40, 7
-"""Scrapes of one size, and of nothing before the next: longer than a rate looks back."""
+HASTEN = 30
+SETTINGS = Settings(sources=("probe",), hasten=HASTEN, scrape_interval=MINUTE)
+"""A scrape and a recorded point every 2 s; rates look back 10 s."""
+TARGETS = 10
+"""Times that the last Service is probed: 50 connections through the VIP a second."""
+SECONDS = 20.0
+"""Of one size, from the exporter's start: what that costs the node is in both."""
+PAUSE = 0.01
+"""Seconds between two handshakes of the bench."""
+LOST = 1.0
+"""Seconds after which a SYN would be sent again: so long a handshake takes at least, then."""
+
+_FLAGS = ("--role=node", f"--node-name={NAME}", "--cpu-budget=100", "--probe.interval=0.1")
+_POD = f"""
+import socket
+with socket.create_server(("{POD["ipv4"]}", {story.PORT}), backlog=4096) as server:
+    while True:
+        server.accept()[0].close()
+"""
+_RESET = struct.pack("=ii", 1, 0)
+_TCP_INFO_RTT = slice(68, 72)
 
 
 class Slopes(NamedTuple):
@@ -36,43 +63,75 @@ class Slopes(NamedTuple):
     """Of a line through the p99s of the raw measurements."""
 
 
+class Size(NamedTuple):
+    """What was measured at one size."""
+
+    rules: float
+    """kube-proxy's, as recorded."""
+    p99: float
+    """Seconds, of the bench's own handshakes."""
+
+
 def measure() -> Mapping[Backend, Slopes]:
     """Both, on each backend of iptables."""
-    return {
-        backend: _slopes([story.iptables(size, backend) for size in story.SIZES])
-        for backend in BACKENDS
-    }
+    return {backend: _grown(backend) for backend in BACKENDS}
 
 
-def _slopes(points: Sequence[story.Point]) -> Slopes:
-    return Slopes(_recorded(points), _fitted(points))
+def _grown(backend: Backend) -> Slopes:
+    services = story.services_of(max(story.SIZES))
+    vip = services[0].cluster_ip
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        namespace = stack.enter_context(Namespace())
+        furnish(namespace)
+        namespace.popen(sys.executable, "-c", _POD)
+        with exporter(namespace, *_FLAGS):
+            watched = stack.enter_context(
+                Monitoring(namespace, directory, SETTINGS, {NAME: f"127.0.0.1:{PORT}"})
+            )
+        sizes = []
+        for size in story.SIZES:
+            # Without an exporter, until no rate looks back to another size.
+            time.sleep(1.2 * RATE_WINDOW / HASTEN)
+            namespace.restore(_rules(services, size), backend)
+            with exporter(namespace, *_FLAGS, *_targets(vip)):
+                handshakes = namespace.call(_handshakes, vip, SECONDS)
+                ((_, rules),) = watched.query(str(growth.NODE_RULES))
+                slope = watched.query(str(BY_NODE.slope))
+            p99 = statistics.quantiles(handshakes, n=100, method="inclusive")[98]
+            sizes.append(Size(rules, p99))
+    ((_, recorded),) = slope
+    return Slopes(recorded, _fitted(sizes))
 
 
-def _scraped(points: Sequence[story.Point]) -> Input:
-    """What Prometheus would have scraped: the rules, and a histogram that goes on growing."""
-    bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
-    rules: list[str] = []
-    counts: dict[str, list[str]] = {le: [] for le in bounds}
-    before = dict.fromkeys(bounds, 0)
-    for point in points:
-        rules += [str(point["rules"])] * MINUTES + ["stale"] * BETWEEN
-        for le, count in zip(bounds, itertools.accumulate(point["buckets"]), strict=True):
-            counts[le] += [str(before[le] + count * (minute + 1)) for minute in range(MINUTES)]
-            counts[le] += ["stale"] * BETWEEN
-            before[le] += count * MINUTES
-    buckets = f"{m.PROBE_DURATION}_bucket"
-    return {one(m.RULES, owner="kube-proxy"): " ".join(rules)} | {
-        one(buckets, probe="last", path="vip", le=le): " ".join(counts[le]) for le in bounds
-    }
+def _rules(services: Sequence[rulesets.Service], size: int) -> str:
+    """So many Services, of which the first is the last that the kernel finds."""
+    return rulesets.iptables([*services[1:size], services[0]], seed=None)
 
 
-def _recorded(points: Sequence[story.Point]) -> float:
-    minutes = len(points) * (MINUTES + BETWEEN) - BETWEEN - 1
-    with tempfile.TemporaryDirectory() as directory:
-        return promtool.value(Path(directory), _scraped(points), minutes, BY_NODE.slope)
+def _targets(vip: str) -> list[str]:
+    direct = f"direct={POD['ipv4']}:{story.PORT}"
+    return [f"--probe.target=last-{i}=tcp://{vip}:80,{direct}" for i in range(TARGETS)]
 
 
-def _fitted(points: Sequence[story.Point]) -> float:
-    p99s = [statistics.quantiles(each["vip"], n=100, method="inclusive")[98] for each in points]
-    line = statistics.linear_regression([each["rules"] for each in points], p99s)
-    return line.slope * 1000 * 10_000
+def _handshakes(vip: str, seconds: float) -> list[float]:
+    """Seconds from SYN to SYN-ACK of one connection after another, as the kernel times them."""
+    found, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            client.settimeout(LOST)
+            try:
+                client.connect((vip, 80))
+            except TimeoutError:
+                found.append(LOST)
+                continue
+            info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RTT.stop)
+        found.append(int.from_bytes(info[_TCP_INFO_RTT], sys.byteorder) / 1e6)
+        time.sleep(PAUSE)
+    return found
+
+
+def _fitted(sizes: Sequence[Size]) -> float:
+    rules, p99s = zip(*sizes, strict=True)
+    return statistics.linear_regression(rules, p99s).slope * 1000 * 10_000

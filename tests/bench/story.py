@@ -62,8 +62,6 @@ class Point(TypedDict):
     """Each handshake through the last Service."""
     direct: Sequence[float]
     """And straight to its endpoint."""
-    buckets: Sequence[int]
-    """The handshakes through the last Service in each bucket of vipscope_probe_duration_seconds."""
     modelled: float | None
     """vipscope_first_packet_cost_seconds: the rules ahead of a Service of median depth."""
 
@@ -76,8 +74,8 @@ Story = Mapping[str, Sequence[Point]]
 def measure() -> Story:
     """Grow a namespace in each mode."""
     return {
-        IPTABLES: [iptables(size, "legacy") for size in SIZES],
-        "iptables, nft": [iptables(size, "nft") for size in SIZES],
+        IPTABLES: [_iptables(size, "legacy") for size in SIZES],
+        "iptables, nft": [_iptables(size, "nft") for size in SIZES],
         "nftables": [_nftables(size) for size in SIZES],
         IPTABLES_IN_UML: uml.call(_iptables_in_uml, timeout=900, modules=uml.IPTABLES_MODULES),
         IPVS: uml.call(_ipvs, timeout=900, kube_ipvs0=True),
@@ -106,8 +104,7 @@ def services_of(size: int) -> list[Service]:
     return [replace(each, endpoints=(pod,)) for each in rulesets.cluster(size, 1)]
 
 
-@functools.cache  # `slope` asks for the same points
-def iptables(size: int, backend: Backend) -> Point:
+def _iptables(size: int, backend: Backend) -> Point:
     text, last = _iptables_text(size)
     with Namespace() as namespace:
         furnish(namespace)
@@ -179,7 +176,6 @@ def _point(size: int, vip: str, kind: type[Collector] | None) -> Point:
         "rules": _kube_proxy_rules(ruleset) if ruleset else 0,
         "vip": probes.handshakes["last", "vip"],
         "direct": probes.handshakes["last", "direct"],
-        "buckets": probes.durations["last", "vip"].counts,
         "modelled": cost.modelled(ruleset.depths, probes.loopback) if ruleset else None,
     }
 

@@ -173,13 +173,6 @@ def run(
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def value(directory: Path, series: Input, minutes: int, query: object) -> float:
-    """What a query of the rendered rules yields, as one number. Raises ValueError otherwise."""
-    said = run(directory, none_test("a query", series, minutes, [query]))
-    (found,) = re.findall(r"got: \{[^}]*\} (\S+)$", said, flags=re.MULTILINE)
-    return float(found)
-
-
 def missing() -> str:
     """Why these tests cannot run; "" when they can."""
     return "" if shutil.which("promtool") else "the command promtool is not installed"
