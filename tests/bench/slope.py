@@ -36,7 +36,7 @@ SETTINGS = Settings(sources=("probe",), hasten=HASTEN, scrape_interval=MINUTE)
 """A scrape and a recorded point every 2 s; rates look back 10 s."""
 TARGETS = 10
 """Times that the last Service is probed: 50 connections through the VIP a second."""
-SECONDS = 20.0
+SECONDS = 40.0
 """Of one size, from the exporter's start: what that costs the node is in both."""
 PAUSE = 0.01
 """Seconds between two handshakes of the bench."""

@@ -1016,12 +1016,12 @@ OBJECTIVE = [
     burns("7 % are slow for six hours only", [(370, 0.07)], [burn("critical", "7%", "5")]),
     burns("5.9 % are slow for six hours only", [(370, 0.059)]),
     burns("7 % are slow for five hours", [(60, 0), (300, 0.07)]),
-    burns("20 % were slow for two hours, until 40 minutes ago", [(200, 0), (120, 0.2), (40, 0)]),
+    burns("20 % were slow for two hours, until 40 minutes ago", [(220, 0), (120, 0.2), (40, 0)]),
     # Ticket, a day: 3.
     burns("3.2 % are slow for a day only", [(1470, 0.032)], [burn("warning", "3.2%", "30")]),
     burns("2.9 % are slow for a day only", [(1470, 0.029)]),
     burns("4 % are slow for half a day", [(720, 0), (720, 0.04)]),
-    burns("6 % were slow for a day, until three hours ago", [(1260, 0.06), (180, 0)]),
+    burns("6 % were slow for a day, until three hours ago", [(1280, 0.06), (180, 0)]),
     # Ticket, three days: 1. It takes no day for as much to be slow as three days may see.
     Situation(
         "2 % are slow for hours, and were not before",
