@@ -3,7 +3,7 @@
 A namespace in mode iptables grows as in the story. An exporter probes its last Service, and a real
 Prometheus with the project's rules, hastened, scrapes it. Meanwhile this bench makes handshakes of
 its own with that Service: the recorded slope of p99 over rules is set beside a line through the
-p99s of these.
+p99s of these, each of as long a time as the rules look back.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ from tests.lab.node import NAME, POD, furnish
 BACKENDS: Sequence[Backend] = ("nft", "legacy")
 HASTEN = 30
 SETTINGS = Settings(sources=("probe",), hasten=HASTEN, scrape_interval=MINUTE)
-"""A scrape and a recorded point every 2 s; rates look back 10 s."""
+"""A scrape and a recorded point every 2 s."""
+WINDOW = RATE_WINDOW / HASTEN
+"""Seconds that a rate looks back, and of which a p99 is."""
 TARGETS = 10
 """Times that the last Service is probed: 50 connections through the VIP a second."""
-SECONDS = 40.0
+WINDOWS = 4
 """Of one size, from the exporter's start: what that costs the node is in both."""
 PAUSE = 0.01
 """Seconds between two handshakes of the bench."""
@@ -63,13 +65,13 @@ class Slopes(NamedTuple):
     """Of a line through the p99s of the raw measurements."""
 
 
-class Size(NamedTuple):
-    """What was measured at one size."""
+class Point(NamedTuple):
+    """What was measured at one size in a window."""
 
     rules: float
     """kube-proxy's, as recorded."""
     p99: float
-    """Seconds, of the bench's own handshakes."""
+    """Seconds, of the bench's own handshakes in a window."""
 
 
 def measure() -> Mapping[Backend, Slopes]:
@@ -89,19 +91,18 @@ def _grown(backend: Backend) -> Slopes:
             watched = stack.enter_context(
                 Monitoring(namespace, directory, SETTINGS, {NAME: f"127.0.0.1:{PORT}"})
             )
-        sizes = []
+        points: list[Point] = []
         for size in story.SIZES:
             # Without an exporter, until no rate looks back to another size.
-            time.sleep(1.2 * RATE_WINDOW / HASTEN)
+            time.sleep(1.2 * WINDOW)
             namespace.restore(_rules(services, size), backend)
             with exporter(namespace, *_FLAGS, *_targets(vip)):
-                handshakes = namespace.call(_handshakes, vip, SECONDS)
+                windows = [namespace.call(_handshakes, vip, WINDOW) for _ in range(WINDOWS)]
                 ((_, rules),) = watched.query(str(growth.NODE_RULES))
                 slope = watched.query(str(BY_NODE.slope))
-            p99 = statistics.quantiles(handshakes, n=100, method="inclusive")[98]
-            sizes.append(Size(rules, p99))
+            points += [Point(rules, _p99(handshakes)) for handshakes in windows]
     ((_, recorded),) = slope
-    return Slopes(recorded, _fitted(sizes))
+    return Slopes(recorded, _fitted(points))
 
 
 def _rules(services: Sequence[rulesets.Service], size: int) -> str:
@@ -132,6 +133,10 @@ def _handshakes(vip: str, seconds: float) -> list[float]:
     return found
 
 
-def _fitted(sizes: Sequence[Size]) -> float:
-    rules, p99s = zip(*sizes, strict=True)
+def _p99(seconds: Sequence[float]) -> float:
+    return statistics.quantiles(seconds, n=100, method="inclusive")[98]
+
+
+def _fitted(points: Sequence[Point]) -> float:
+    rules, p99s = zip(*points, strict=True)
     return statistics.linear_regression(rules, p99s).slope * 1000 * 10_000
