@@ -152,10 +152,15 @@ def _change_visible_seconds(namespace: Namespace, writer: str, flips: Sequence[s
 
 
 @contextlib.contextmanager
-def exporter(namespace: Namespace, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The exporter as a process in the namespace, once each collector has had an outcome."""
+def exporter(
+    namespace: Namespace, *flags: str, program: Sequence[str] = ("vipscope",)
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The exporter as a process in the namespace, once each collector has had an outcome.
+
+    `program` is another module that runs it, and what it takes before the flags.
+    """
     process = namespace.popen(
-        *(sys.executable, "-m", "vipscope", "--log.level=error", *flags),
+        *(sys.executable, "-m", *program, "--log.level=error", *flags),
         f"--web.listen-address=127.0.0.1:{PORT}",
         env=environment(),
     )
