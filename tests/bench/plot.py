@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 880, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 320, 40, 50
-COLOURS = ("#d1495b", "#e08e2b", "#2a9d8f", "#4a7bd0")
+WIDTH, HEIGHT = 1010, 420
+LEFT, RIGHT, TOP, BOTTOM = 70, 450, 40, 50
+COLOURS = ("#d1495b", "#e08e2b", "#2a9d8f", "#8a63b5", "#4a7bd0")
 GREY = "#888888"
 FONT = f'font-family="sans-serif" font-size="12" fill="{GREY}"'
 
