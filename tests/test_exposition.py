@@ -405,7 +405,7 @@ def test_metrics_of_a_node_that_drifts_are_those_of_its_golden_files(tmp_path: P
     with Namespace() as namespace:
         _load_iptables(namespace)
         furnish(namespace)
-        with mock.patch.object(nftables, "LEAST_SECONDS", 0.1):
+        with mock.patch.multiple(nftables, LEAST_SECONDS=0.1, SHARE=1.0):
             exposed = namespace.call(lambda: asyncio.run(_drifting(tmp_path)))
     _compare("drift", exposed)
 
