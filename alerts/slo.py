@@ -180,10 +180,13 @@ def _ratio(window: float) -> str:
 
 def _burning(rate: float, long: float, short: float, settings: Settings) -> str:
     limit = f"{rate * settings.budget:g}"
+    # A point that is not there counts, as one without requests: of what has just begun to be
+    # measured, an average of the points alone would be a judgement upon a few requests.
+    average = f"sum_over_time({TOTAL}[{settings.span(long)}]) / {long / LEISURELY:g}"
     return f"""
         (
           {_ratio(long)} > {limit}
           and {_ratio(short)} > {limit}
-          and avg_over_time({TOTAL}[{settings.span(long)}]) >= {settings.minimum_requests:g}
+          and {average} >= {settings.minimum_requests:g}
         )
         """

@@ -946,9 +946,9 @@ def istio(*spells: tuple[int, float, float]) -> dict[str, str]:
     }
 
 
-def constant(slow: float, per_minute: float = 60) -> dict[str, str]:
+def constant(slow: float, per_minute: float = 100_000) -> dict[str, str]:
     """The same share all the time."""
-    return istio((60, per_minute, slow))
+    return istio((600, per_minute, slow))
 
 
 BUSY = (60, 10_000, 0.0)
@@ -1007,6 +1007,26 @@ OBJECTIVE = [
         constant(0.5, per_minute=2.9),
         minutes=60,
     ),
+    Situation(
+        "2 % of a prober's first requests were slow",
+        "VipscopeLatencyBudgetBurn",
+        constant(0.02, per_minute=15),
+        minutes=60,
+    ),
+    Situation(
+        "15 % were, of as many as the smallest load has in an hour",
+        "VipscopeLatencyBudgetBurn",
+        constant(0.15, per_minute=14),
+        [burn("critical", "15%", "5")],
+        minutes=17,
+    ),
+    Situation(
+        "2 % were, of as many as the smallest load has in three days",
+        "VipscopeLatencyBudgetBurn",
+        constant(0.02, per_minute=59),
+        [burn("warning", "2%", "30")],
+        minutes=237,
+    ),
     # Page, an hour: 14.4.
     burns("15 % are slow for an hour only", [(70, 0.15)], [burn("critical", "15%", "5")]),
     burns("14 % are slow for an hour only", [(70, 0.14)]),
@@ -1026,7 +1046,7 @@ OBJECTIVE = [
     Situation(
         "2 % are slow for hours, and were not before",
         "VipscopeLatencyBudgetBurn",
-        istio((400, 60, 0), (480, 60, 0.02)),
+        istio((400, 600, 0), (480, 600, 0.02)),
         [burn("warning", "1.091%", "30")],
         minutes=880,
         before=None,
@@ -1035,7 +1055,7 @@ OBJECTIVE = [
     Situation(
         "2 % were slow for hours, until seven hours ago",
         "VipscopeLatencyBudgetBurn",
-        istio((600, 60, 0.02), (420, 60, 0)),
+        istio((600, 600, 0.02), (420, 600, 0)),
         minutes=1020,
         every=5,
     ),

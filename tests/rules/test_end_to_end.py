@@ -34,8 +34,8 @@ pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
 SERVICES = rulesets.cluster(100, 3)
 FEW = SERVICES[:50]
 WEB = SERVICES[0]
-SLOW = 0.25
-"""Seconds that even a busy machine does not take to answer."""
+SLOW = 0.5
+"""Seconds that even a machine with far too much to do does not take to answer."""
 SETTINGS = rehearsed(
     Settings(
         many_rules=800, drift_age=3.0, drift_age_critical=5.0, sources=("probe",), threshold=SLOW
@@ -49,7 +49,7 @@ ALERTS = [
     if isinstance(rule, Alert)
 ]
 EXPORTER = "127.0.0.1:9908"
-PATIENCE = 40.0
+PATIENCE = 60.0
 SEES_LOCKS = str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
 
 
@@ -104,7 +104,7 @@ def yields(watched: Monitoring, *names: Name, perhaps: Sequence[Name] = ()) -> I
     assert not set(perhaps) & set(told[min(map(told.index, names), default=0) :])
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_each_fault_of_a_node_yields_its_alert_and_health_none(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
