@@ -1,9 +1,8 @@
 """What else would explain the latency: seconds of a node's p99 by cause.
 
-What the rules cost a first packet is modelled, on the nodes that can calibrate it. Everything else
-is set beside the p99 as the rules are in `association`: a cause gets what p99 rises by with its
-signal, times the signal's mean. That is association, too, and two signals that move together both
-get it.
+What the rules cost a first packet is modelled, on nodes that have many. Everything else is set
+beside the p99 as the rules are in `association`: a cause gets what p99 rises by with its signal,
+times the signal's mean. That is association, too, and two signals that move together both get it.
 
 A cause whose signal did not move in the window explains no change in it, and has no series.
 """

@@ -524,9 +524,9 @@ FIRST_PACKET_COST = Metric(
     "after another, the straight one is checked against them all, so that it can be negative. "
     "modelled: the median of vipscope_service_rule_depth times what a rule costs on this node. It "
     "is calibrated on loopback, where a handshake of the prober with itself is checked against all "
-    "rules: what its median takes longer than the other address family's, over the depth of the "
-    "deepest Service. Absent where that cannot tell: where the depth is below 500, where the other "
-    "family's is not, and on a node without IPv6. Right to some 10 to 50 µs.",
+    "rules, and what is sent then against no Service's: the median of what the one takes longer "
+    "than the other, over the depth of the deepest Service. Absent where that is below 500, too "
+    "few to tell. Right to some 10 to 50 µs.",
     ("kind",), "node", DRIFT,
 )  # fmt: skip
 

@@ -200,8 +200,9 @@ class Probes:
     handshakes: Mapping[tuple[str, str], tuple[float, ...]]
     """(probe, path) -> seconds of the TCP handshakes of the last minutes."""
     loopback: Mapping[str, tuple[float, ...]]
-    """Family (ipv4, ipv6) -> seconds of the prober's handshakes with itself in the last minutes.
-    Their first packets were checked against all rules, for no Service took them."""
+    """Family (ipv4, ipv6) -> seconds by which the prober's handshakes with itself took longer than
+    the round trips after them, in the last minutes. Their first packets were checked against all
+    rules, for no Service took them; later ones against none of a Service."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from vipscope.dataplane.depth import nearest_rank
 
 LEAST_HANDSHAKES = 10
-"""By each path, below which their medians tell nothing."""
+"""Below which a median tells nothing."""
 FEW_RULES = 500
-"""Depth of the deepest Service below which rules are lost in what else a handshake costs: so many
-take 2 to 40 µs, and a handshake on loopback without rules 5 to 60 µs."""
+"""Depth of the deepest Service below which rules are lost in what else makes a handshake longer
+than the round trip after it: so many take 2 to 40 µs, and a connection without rules some 2."""
 
 
 def measured(handshakes: Mapping[tuple[str, str], Sequence[float]]) -> float | None:
@@ -46,33 +46,15 @@ def modelled(
     """Seconds that the rules ahead of a Service of median depth hold up a first packet.
 
     `depths` is family -> each Service port's depth, ascending: empty where it is not known, and no
-    family that has no Services. `loopback` is family -> seconds of handshakes of this node with
-    itself. That of IPv4, where there are Services by IPv4. None without Services, or with too few
-    handshakes to tell.
+    family that has no Services. `loopback` is family -> seconds by which handshakes of this node
+    with itself took longer than the round trips after them. Of IPv4, where there are Services by
+    IPv4. None without Services, with few rules, or with too few handshakes to tell.
     """
     family = min(depths, default="")
     ascending = depths.get(family)
-    if not ascending:
+    if not ascending or ascending[-1] < FEW_RULES or len(loopback[family]) < LEAST_HANDSHAKES:
         return None
-    cost = _rule_cost(family, depths, loopback)
-    return None if cost is None else nearest_rank(ascending, 0.5) * cost
-
-
-def _rule_cost(
-    family: str, depths: Mapping[str, Sequence[int]], loopback: Mapping[str, Sequence[float]]
-) -> float | None:
-    """Seconds for which one rule of this family holds up a first packet; arguments as above.
-
-    A handshake on loopback is no Service's, so it is checked against the rules of all, thus against
-    as many as one for the deepest is. What it takes without them tells the other family's. None
-    where this family has few rules, the other one has many, or either too few handshakes.
-    """
-    (other,) = loopback.keys() - {family}
-    if min(len(loopback[family]), len(loopback[other])) < LEAST_HANDSHAKES:
-        return None
-    deepest = depths[family][-1]
-    deepest_of_other = max(depths.get(other, (0,)), default=FEW_RULES)
-    if deepest < FEW_RULES or deepest_of_other >= FEW_RULES:
-        return None
-    longer = statistics.median(loopback[family]) - statistics.median(loopback[other])
-    return max(0.0, longer) / deepest
+    # A handshake on loopback is no Service's, so it is checked against the rules of all, thus
+    # against as many as one for the deepest is.
+    rule = statistics.median(loopback[family]) / ascending[-1]
+    return nearest_rank(ascending, 0.5) * rule

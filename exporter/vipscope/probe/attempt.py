@@ -52,11 +52,16 @@ _REASON_OF_ERROR = {
 }
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: [^\r\n]*)?\r?\n")
-_TCP_INFO_SIZE = 104
+_TCP_INFO_SIZE = 152
+"""As much of struct tcp_info as is read here. Linux has had all of it since 4.6."""
+_TCP_INFO_UNANSWERED = 24
+"""Offset of tcpi_unacked: segments."""
 _TCP_INFO_RTT = 68
-"""Offset of tcpi_rtt in struct tcp_info: microseconds."""
+"""Offset of tcpi_rtt: microseconds."""
 _TCP_INFO_RETRANSMITS = 100
 """Offset of tcpi_total_retrans."""
+_TCP_INFO_LEAST_RTT = 148
+"""Offset of tcpi_min_rtt: microseconds."""
 
 
 class FailedError(Exception):
@@ -177,3 +182,14 @@ def kernel_seconds(made: socket.socket) -> float | None:
     (microseconds,) = struct.unpack_from("=I", info, _TCP_INFO_RTT)
     (retransmits,) = struct.unpack_from("=I", info, _TCP_INFO_RETRANSMITS)
     return None if retransmits or not microseconds else microseconds / 1e6
+
+
+def least_kernel_seconds(made: socket.socket) -> float | None:
+    """The shortest round trip of a connection by the kernel's clock, its handshake among them.
+
+    None while anything that was sent has no answer.
+    """
+    info = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    (unanswered,) = struct.unpack_from("=I", info, _TCP_INFO_UNANSWERED)
+    (microseconds,) = struct.unpack_from("=I", info, _TCP_INFO_LEAST_RTT)
+    return None if unanswered else microseconds / 1e6

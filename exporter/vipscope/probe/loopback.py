@@ -1,8 +1,9 @@
-"""A handshake of the prober with itself: what the rules cost on this node, with nobody's help.
+"""A connection of the prober with itself: what the rules cost on this node, with nobody's help.
 
 The first packet of a connection to loopback passes the nat rules, and as no Service takes it, all
-of them. There is no network and no other process in it. So where one address family has many rules
-and the other few, their handshakes differ by what the rules take.
+of them. The packets after it pass no Service's. There is no network and no other process in it. So
+the handshake takes longer than the next round trip by what the rules take, and by the microseconds
+that it takes to make a connection.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
-from vipscope.probe.attempt import RESET_AT_CLOSE, kernel_seconds
+from vipscope.probe.attempt import RESET_AT_CLOSE, kernel_seconds, least_kernel_seconds
 
 HOSTS: Mapping[str, tuple[socket.AddressFamily, str]] = {
     "ipv4": (socket.AF_INET, "127.0.0.1"),
@@ -20,8 +21,11 @@ PATIENCE = 0.1
 """Seconds that it may take, beyond which something drops it."""
 
 
-def handshake_seconds(family: str) -> float | None:
-    """Seconds that one takes; None where it does not come about. Both ends are gone afterwards."""
+def rules_seconds(family: str) -> float | None:
+    """Seconds by which a handshake takes longer than the round trip after it.
+
+    None where either does not come about. Both ends are gone afterwards.
+    """
     kind, host = HOSTS[family]
     try:
         with socket.socket(kind) as listener, socket.socket(kind) as client:
@@ -30,6 +34,9 @@ def handshake_seconds(family: str) -> float | None:
             listener.bind((host, 0))
             listener.listen(1)
             client.connect(listener.getsockname())
-            return kernel_seconds(client)
+            handshake = kernel_seconds(client)
+            client.send(b"\0")
+            least = least_kernel_seconds(client)
     except OSError:  # no such family, or a rule that refuses or drops it
         return None
+    return None if handshake is None or least is None else handshake - least

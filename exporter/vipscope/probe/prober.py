@@ -39,7 +39,7 @@ WINDOW = 600.0
 MOST_REMEMBERED = 200
 """Measurements of one kind that are remembered at once."""
 LOOPBACK_INTERVAL = 5.0
-"""Seconds between two handshakes with itself, on average; the address families take turns."""
+"""Seconds between two connections with itself, on average; the address families take turns."""
 
 
 class _Recent:
@@ -161,7 +161,7 @@ class Prober:
 
     def _measure_loopback(self, now: float) -> None:
         family = next(self._families)
-        seconds = loopback.handshake_seconds(family)
+        seconds = loopback.rules_seconds(family)
         if seconds is not None:
             self._loopback[family].add(seconds, now)
         self._loopback_at = now + self._pause(LOOPBACK_INTERVAL)
