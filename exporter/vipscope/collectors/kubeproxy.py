@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 import time
@@ -90,10 +91,8 @@ class KubeProxyCollector(Collector):
         )
         state = SyncState()
         if metrics.status == 200:
-            try:
+            with contextlib.suppress(BrokenError):  # as good as no answer
                 state = await self.worker.run(parse_metrics, metrics.body)
-            except BrokenError:  # as good as no answer
-                state = SyncState()
         now = time.time()
         if state.queued:  # an answer that did not come is no reason to forget
             if self._succeeded - state.synced.keys():  # it was started anew
