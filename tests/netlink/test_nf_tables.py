@@ -395,6 +395,42 @@ def test_a_dump_that_goes_on_unexpectedly_is_an_error_and_no_count(names: list[s
         namespace.call(read)
 
 
+class Slow:
+    """A socket between whose first question for rules and the answer somebody adds a rule."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self.recv_into, self.close, self._plain = plain.recv_into, plain.close, plain
+        self._added = False
+
+    def send(self, request: bytes) -> int:
+        sent = self._plain.send(request)
+        if not self._added and request[4:6] == struct.pack("=H", Get.RULE):
+            self._added = True
+            subprocess.run(["nft", "add rule ip t one counter"], check=True)
+        return sent
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "none"], ["one", "other", "none", "other"]])
+@in_namespace
+def test_a_chain_that_grows_while_its_rules_are_counted_is_an_interruption(
+    names: list[str],
+) -> None:
+    def read() -> list[int]:
+        reader = Reader()
+        with contextlib.closing(reader):
+            reader._socket._socket = Slow(reader._socket._socket)  # type: ignore[assignment]
+            with pytest.raises(InterruptedDumpError):
+                reader.count_rules(2, "t", names)
+        with contextlib.closing(Reader()) as reader:
+            return reader.count_rules(2, "t", ["one"])
+
+    with Namespace() as namespace:
+        for name in ("one", "other", "none"):
+            namespace.nft(f"add table ip t\nadd chain ip t {name}")
+        namespace.nft("add rule ip t one counter\nadd rule ip t other counter")
+        assert namespace.call(read) == [2]
+
+
 def test_the_kernel_keeps_back_the_end_of_a_quiet_dump_and_nothing_else() -> None:
     quiet = 0x01010101
     kept = struct.pack("=IHHIIi", 20, nfnetlink.NLMSG_DONE, 2, quiet, 0, 0)

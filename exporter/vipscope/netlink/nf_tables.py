@@ -6,6 +6,7 @@ from the start for every 32 KiB. Formats: linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from vipscope.netlink.nfnetlink import (
     NLM_F_DUMP_INTR,
     NLM_F_MULTI,
     NLMSG_DONE,
+    BusyError,
     Get,
     GetSocket,
     GoneError,
@@ -261,9 +263,19 @@ class Reader:
         return True
 
     def count_rules(self, family: int, table: str, chains: Iterable[str]) -> list[int]:
-        """The number of rules of each chain, 0 for one that is not there."""
+        """The number of rules of each chain, 0 for one that is not there.
+
+        Raises InterruptedDumpError when a rule was added to one while it was told.
+        """
         body = string_attribute(1, table)
-        return self._socket.count(Get.RULE, family, body, 2, chains)
+        before = self.generation()
+        try:
+            return self._socket.count(Get.RULE, family, body, 2, chains)
+        except BusyError:
+            with contextlib.closing(Reader()) as other:  # for here answers are pending
+                if other.generation() != before:
+                    raise InterruptedDumpError from None
+            raise
 
     def rules(self, family: int, table: str, chain: str) -> RuleOrder:
         """The rules of a chain, in order; none where it is not there."""

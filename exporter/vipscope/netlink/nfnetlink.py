@@ -93,6 +93,10 @@ class GoneError(BrokenError):
     """What was asked for does not exist, or no longer. There is nothing more to the answer."""
 
 
+class BusyError(BrokenError):
+    """A dump was asked for while the one before it was not over."""
+
+
 class InterruptedDumpError(Exception):
     """The ruleset changed during a dump, which may have missed or repeated something."""
 
@@ -177,6 +181,8 @@ def check_error(message: memoryview) -> None:
         raise InterruptedDumpError(reason)
     if code == errno.ENOENT:
         raise GoneError(f"the kernel answered: {reason}")
+    if code == errno.EBUSY:
+        raise BusyError(f"the kernel answered: {reason}")
     raise BrokenError(f"the kernel answered: {reason}")
 
 
@@ -299,7 +305,8 @@ class GetSocket:
         differ is packed once a length of name, of an answer only lengths and types are looked at,
         and its end is not read: the kernel answers while it is asked, so what is not there then is
         not. Were a small datagram not all, or one lost, the kernel would refuse the next dump,
-        which is a BrokenError. For the former that takes an object of 30 KiB.
+        which is a BusyError. For the former that takes an object of 30 KiB, or one that is added
+        in the microseconds between a question and its answer.
         """
         get, flags = Get(get), NLM_F_REQUEST | NLM_F_DUMP
         new = get - 1  # the type of what is dumped
