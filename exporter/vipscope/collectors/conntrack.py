@@ -28,9 +28,6 @@ A kernel too old for a statistic names the column otherwise and prints another n
 header always tells whether a statistic exists.
 """
 
-COUNTER = 1 << 32
-"""At which each CPU's counter begins anew."""
-
 _TABLE = re.compile(rb"[a-z_ ]+\n(?:[0-9a-f ]+\n)+")
 
 
@@ -64,7 +61,7 @@ class ConntrackCollector(Collector):
 
 
 def parse_statistics(text: bytes) -> Mapping[str, int]:
-    """Statistic -> sum over all CPUs, of those that this kernel has; modulo `COUNTER`.
+    """Statistic -> sum over all CPUs, of those that this kernel has; modulo `procfs.COUNTER`.
 
     The text is a line of column names and a line of hexadecimal numbers for each possible CPU; each
     number is a 32-bit counter that wraps. So does the sum then, like one counter: one that only
@@ -78,7 +75,7 @@ def parse_statistics(text: bytes) -> Mapping[str, int]:
         raise BrokenError("/proc/net/stat/nf_conntrack has rows unlike its header")
     column = {name.decode(): index for index, name in enumerate(header)}
     return {
-        name: sum(int(row[column[kernel_name]], 16) for row in rows) % COUNTER
+        name: sum(int(row[column[kernel_name]], 16) for row in rows) % procfs.COUNTER
         for name, kernel_name in COLUMNS.items()
         if kernel_name in column
     }

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from vipscope.budget import Budget
 from vipscope.collectors import procfs
@@ -17,8 +17,6 @@ from vipscope.sources import Sources
 
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """Its inode number is fixed in the kernel (PROC_PID_INIT_INO)."""
-COUNTER: Final = 1 << 32
-"""At which a counter of softnet begins anew."""
 
 T = TypeVar("T")
 
@@ -88,8 +86,8 @@ class SoftnetTotals:
         self._rows = rows
         if [row.cpu for row in before] == [row.cpu for row in rows]:
             for old, new in zip(before, rows, strict=True):
-                self._dropped += (new.dropped - old.dropped) % COUNTER
-                self._time_squeezed += (new.time_squeezed - old.time_squeezed) % COUNTER
+                self._dropped += (new.dropped - old.dropped) % procfs.COUNTER
+                self._time_squeezed += (new.time_squeezed - old.time_squeezed) % procfs.COUNTER
         return self._dropped, self._time_squeezed
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Final
 
 from vipscope.snapshot import AbsentError, BrokenError, DeniedError
 
+COUNTER: Final = 1 << 32
+"""At which a counter of 32 bits, one of a CPU's, begins anew."""
 CHUNK = 65536
 """Bytes of one read; the kernel gives less at a time, mostly a page."""
 

@@ -268,7 +268,7 @@ class Reader:
         Raises InterruptedDumpError when a rule was added to one while it was told.
         """
         body = string_attribute(1, table)
-        before = self.generation()
+        before = self.generation()  # it also makes known how much may come at once
         try:
             return self._socket.count(Get.RULE, family, body, 2, chains)
         except BusyError:

@@ -306,7 +306,8 @@ class GetSocket:
         and its end is not read: the kernel answers while it is asked, so what is not there then is
         not. Were a small datagram not all, or one lost, the kernel would refuse the next dump,
         which is a BusyError. For the former that takes an object of 30 KiB, or one that is added
-        in the microseconds between a question and its answer.
+        in the microseconds between a question and its answer. To be called after any other
+        question, by whose answer the kernel has seen how much may come at once.
         """
         get, flags = Get(get), NLM_F_REQUEST | NLM_F_DUMP
         new = get - 1  # the type of what is dumped
@@ -315,7 +316,6 @@ class GetSocket:
         at_once = int(socket.MSG_TRUNC | socket.MSG_DONTWAIT)
         packed: dict[int, tuple[bytes, bytes]] = {}
         counts = []
-        self.one(Get.GENERATION, 0)  # so that the kernel has seen how much may come at once
         for name in names:
             data = name.encode("utf-8", "surrogateescape")
             parts = packed.get(len(data))
