@@ -21,7 +21,7 @@ LEAST_HANDSHAKES = 10
 """Below which a median tells nothing."""
 FEW_RULES = 500
 """Depth of the deepest Service below which rules are lost in what else makes a handshake longer
-than the round trip after it: so many take 2 to 40 µs, and a connection without rules some 2."""
+than the round trip after it: so many take 2 to 40 µs, and a connection without rules some 4."""
 
 
 def measured(handshakes: Mapping[tuple[str, str], Sequence[float]]) -> float | None:
