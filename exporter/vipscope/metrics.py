@@ -526,7 +526,7 @@ FIRST_PACKET_COST = Metric(
     "is calibrated on loopback, where a handshake of the prober with itself is checked against all "
     "rules, and what is sent then against no Service's: the median of what the one takes longer "
     "than the other in warm caches, over the depth of the deepest Service. Absent where that is "
-    "below 500, too few to tell. Right to some 10 to 50 µs; in cold caches rules take longer.",
+    "below 500, too few to tell. It is the least that they cost: in cold caches rules take longer.",
     ("kind",), "node", DRIFT,
 )  # fmt: skip
 
