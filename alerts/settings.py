@@ -41,8 +41,8 @@ class Settings:
     """Fast enough: seconds. Must be a bucket bound of the histograms."""
     minimum_requests: float = 0.05
     """Requests per second, over the whole of an alert's long window, below which the SLO is not
-    judged: at 180 an hour the budget is 1.8 requests. Of a node or Service that is new, as many
-    must have been seen as an old one has in that window."""
+    judged: at 180 an hour the budget is 1.8 requests. A node or Service that is new is judged when
+    it has had as many as that makes in the window."""
 
     association_window: float = 6 * HOUR
     """How far back rules and latency are set beside each other."""

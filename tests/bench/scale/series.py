@@ -22,6 +22,7 @@ from tests.lab.apiserver import ApiServer, Object, api_objects, captured, kubeco
 from tests.lab.fleet import samples
 from tests.lab.namespace import Namespace
 from tests.lab.node import furnish, knock
+from tests.lab.waiting import wait
 from tests.test_doctor import kube_proxy
 from vipscope import metrics as m
 from vipscope.settings import COLLECTORS, Settings
@@ -157,12 +158,9 @@ def _knock_until_counted(addresses: Sequence[str]) -> None:
 
 
 def _wait_for(beginning: str) -> None:
-    """Until a line begins so."""
-    deadline = time.monotonic() + PATIENCE
-    while not re.search(f"^{re.escape(beginning)}", _scrape(), re.MULTILINE):
-        if time.monotonic() > deadline:
-            raise TimeoutError(_scrape())
-        time.sleep(0.5)
+    """Until a line of what the exporter says begins so."""
+    line = re.compile(f"^{re.escape(beginning)}", re.MULTILINE)
+    wait(lambda: line.search(_scrape()), PATIENCE, _scrape)
 
 
 def _scrape(query: str = "") -> str:
